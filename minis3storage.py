@@ -1,0 +1,2236 @@
+"""Amazon S3 storage for Django in one file, with no dependency but Django.
+
+Three ways to install:
+
+1. copy this file into your project, for instance as ``libs/storages/minis3storage.py``;
+2. ``pip install minis3storage``;
+3. vendor it under any other name: nothing here depends on the module's name.
+
+Then name the class in the settings (README.rst has both forms side by side)::
+
+    STORAGES = {'default': {'BACKEND': 'minis3storage.S3Storage',
+                            'OPTIONS': {'bucket_name': 'my-bucket'}}, ...}
+
+The map of the file. A module-level name is used only below its definition, so it reads from the
+top; each floor calls the floors above it and nothing else:
+
+    1  Errors              S3's answers as the exceptions a disk would have raised
+    2  Text                percent-encoding, dates, XML
+    3  Signing             Signature Version 4: headers, presigned URLs, POST policies
+    4  Addressing          bucket, region and endpoint to scheme, host and path
+    5  Transport           connections kept alive under urllib; retries. All of the network
+    6  Credential sources  where keys come from
+    7  Bucket              S3's operations in S3's words
+    8  Files               a raw reader and a raw writer for io
+       ---- below this line, and only here, Django ----
+    9  Options             every setting, declared once
+    10 Storages            S3Storage and its files
+    11 Command line        python -m minis3storage
+
+The idea, the settings' names and the calling formats come from the S3Storage.py of the first
+django-storages (2008) and from S3.py, Amazon's sample library, on which it stood.
+
+SPDX-License-Identifier: BSD-3-Clause
+"""
+
+import base64
+import collections
+import contextlib
+import datetime
+import difflib
+import errno
+import functools
+import hashlib
+import hmac
+import io
+import json
+import logging
+import mimetypes
+import operator
+import os
+import posixpath
+import random
+import re
+import sys
+import time
+import urllib.parse
+import warnings
+from email.header import Header
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from typing import Optional
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+__version__ = '0.1.0'
+__all__ = [
+    'AccessDenied', 'Bucket', 'CallingFormat', 'Credentials', 'NoCredentials', 'NoSuchBucket',
+    'NoSuchKey', 'ObjectChanged', 'PreconditionFailed', 'S3Error', 'S3File',
+    'S3ManifestStaticStorage', 'S3StaticStorage', 'S3Storage', 'S3StorageFile', 'Unreachable',
+]
+
+logger = logging.getLogger('minis3storage')
+
+
+# ---- 1. Errors ---------------------------------------------------------------------------------
+
+
+class S3Error(OSError):
+    """What S3 answered instead of what was asked; also an OSError, as a disk would raise.
+
+    `status` is HTTP's (0 without an answer), `code` S3's own word for it ('' without one),
+    `request_id` what the provider's support asks for, `filename` the key. The message says what
+    to change where the answer tells.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+    """
+
+    status = 0
+    code = ''
+    request_id = ''
+    #: What a retry or a repair can use: region, endpoint, date, retry-after.
+    facts = {}  # type: dict
+    #: True: no further attempt can help (a certificate that is wrong stays wrong).
+    final = False
+    #: True: an earlier attempt of the same request may have been carried out.
+    uncertain = False
+
+
+class NoSuchKey(S3Error, FileNotFoundError):
+    """There is no object under this key."""
+
+
+class NoSuchBucket(S3Error):
+    """There is no such bucket. Not a FileNotFoundError: every file would pass for absent."""
+
+
+class AccessDenied(S3Error, PermissionError):
+    """The credentials, their policy or the bucket's forbid it."""
+
+
+class PreconditionFailed(S3Error, FileExistsError):
+    """A conditional write found an object under the key."""
+
+
+class ObjectChanged(S3Error):
+    """The object was replaced while it was being read; open it again."""
+
+
+class Unreachable(S3Error, ConnectionError):
+    """No answer: name, connection, TLS or time. `final` for a certificate that is not trusted."""
+
+
+class NoCredentials(S3Error, PermissionError):
+    """No source has credentials; the message lists where they were looked for."""
+
+
+#: (status, code) -> (class, errno). The pair is looked up first, then (status, '').
+ERRORS = {
+    (304, ''): (PreconditionFailed, errno.EEXIST),   # some servers to If-None-Match on a PUT
+    (400, ''): (S3Error, errno.EINVAL),
+    (401, ''): (AccessDenied, errno.EACCES),
+    (403, ''): (AccessDenied, errno.EACCES),
+    (404, ''): (NoSuchKey, errno.ENOENT),            # HEAD: no body, so no code
+    (404, 'NoSuchBucket'): (NoSuchBucket, errno.ENXIO),
+    (404, 'NoSuchUpload'): (S3Error, errno.ESTALE),
+    (409, ''): (S3Error, errno.EBUSY),
+    (412, ''): (PreconditionFailed, errno.EEXIST),
+    (501, ''): (S3Error, errno.ENOSYS),
+}
+
+#: S3's code -> what to change. `{}` is the fact the answer gave.
+ADVICE = {
+    'AccessDenied': 'a policy does not allow it; a missing key is 403 too unless s3:ListBucket '
+                    'is granted',
+    'AuthorizationHeaderMalformed': 'set region_name (AWS_S3_REGION_NAME) to {region!r}',
+    'ExpiredToken': 'the session token has expired: get new temporary credentials',
+    'InvalidAccessKeyId': 'access_key (AWS_ACCESS_KEY_ID) is not known to this endpoint',
+    'InvalidToken': 'security_token (AWS_SESSION_TOKEN) does not belong to this access key',
+    'NoSuchBucket': 'check bucket_name, endpoint_url and addressing_style',
+    'PermanentRedirect': 'set region_name (AWS_S3_REGION_NAME) to {region!r}',
+    'RequestTimeTooSkewed': 'set this machine\'s clock: the server says {date}',
+    'SignatureDoesNotMatch': 'secret_key (AWS_SECRET_ACCESS_KEY) is not the one of this access '
+                             'key, or a proxy changes the request on its way',
+}
+
+
+def answer_error(status, code, message, key, request_id='', facts=None):
+    """Return (not raise) the exception for an answer of `status` and S3's `code`."""
+    cls, number = ERRORS.get((status, code)) or ERRORS.get((status, '')) or (S3Error, errno.EIO)
+    facts = dict({'region': 'the bucket\'s', 'date': 'otherwise'}, **(facts or {}))
+    advice = ADVICE.get(code or ('AccessDenied' if status == 403 else ''), '').format(**facts)
+    text = ': '.join(filter(None, ('%d %s' % (status, code) if code else str(status), message)))
+    error = cls(number, '%s (%s)' % (text, advice) if advice else text, key)
+    error.status, error.code, error.request_id, error.facts = status, code, request_id, facts
+    return error
+
+
+# ---- 2. Text -----------------------------------------------------------------------------------
+
+
+def quote(text, safe=''):
+    """Percent-encode `text` as UTF-8, all but letters, digits, ``-._~`` and `safe`.
+
+    The one encoder: what is signed and what is sent come from here. A lone surrogate is a
+    UnicodeEncodeError, a ValueError.
+    """
+    return urllib.parse.quote(text, safe=safe + '~')  # Fact: Python 3.6 would encode ~
+
+
+def canonical_query(pairs):
+    """Return (name, value) pairs as a query string: encoded, then sorted as pairs.
+
+    Trap: sorting decoded names puts é after Z; sorting joined text puts a-b= before a=.
+    """
+    return '&'.join('%s=%s' % pair for pair in sorted((quote(n), quote(v)) for n, v in pairs))
+
+
+def utcnow():
+    """Return the time as an aware datetime."""
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def amz_date(moment):
+    """Return an aware datetime as ``20130524T000000Z``. Naive ones are a ValueError."""
+    if moment.tzinfo is None:
+        raise ValueError('a signature needs an aware datetime, not %r' % moment)
+    return moment.astimezone(datetime.timezone.utc).strftime('%Y%m%dT%H%M%SZ')
+
+
+def parse_http_date(text):
+    """Return HTTP's ``Wed, 12 Oct 2009 17:50:00 GMT`` as an aware datetime, None if it is none."""
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError):  # Fact: TypeError before 3.10, ValueError since
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+
+
+def parse_iso_date(text):
+    """Return S3's ``2009-10-12T17:50:30.000Z`` as an aware datetime. Else ValueError."""
+    found = re.match(r'(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d+)?Z?\Z', text or '')
+    if not found:
+        raise ValueError('not a date of S3\'s: %.40r' % text)
+    *numbers, fraction = found.groups('0')
+    micro = datetime.timedelta(seconds=float(fraction))
+    return datetime.datetime(*map(int, numbers), tzinfo=datetime.timezone.utc) + micro
+
+
+class _TreeBuilder(ElementTree.TreeBuilder):
+    # S3-alikes differ in the namespace: drop it rather than match it.
+    def start(self, tag, attrs):
+        return super().start(tag.rpartition('}')[2], attrs)
+
+    # Entities are declared in a DOCTYPE; without one nothing can expand or be fetched.
+    def doctype(self, name, pubid, system):
+        raise ValueError('XML with a DOCTYPE is refused')
+
+
+def parse_xml(body):
+    """Return the root element of an answer, without namespaces. Anything else is a ValueError.
+
+    Fact: S3 keeps slow answers alive with white space before ``<?xml``; ElementTree refuses it.
+    """
+    parser = ElementTree.XMLParser(target=_TreeBuilder())
+    try:
+        parser.feed(body.lstrip())
+        return parser.close()
+    except ElementTree.ParseError as error:
+        raise ValueError('not XML: %s' % error) from None
+
+
+def xml_text(text):
+    """Return `text` escaped for XML. ValueError for characters that XML 1.0 cannot hold."""
+    if re.search('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]', text):
+        raise ValueError('XML cannot hold the characters of %.80r' % text)
+    # Trap: a parser reads CR and CRLF as LF unless they are character references.
+    return escape(text, {'\r': '&#13;', '\n': '&#10;', '\t': '&#9;'})
+
+
+# ---- 3. Signing --------------------------------------------------------------------------------
+#
+# Pure: time and credentials are arguments, nothing is read or sent. Checked against the examples
+# AWS publishes and, byte for byte, against botocore.
+# https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html
+
+ALGORITHM = 'AWS4-HMAC-SHA256'
+UNSIGNED_PAYLOAD = 'UNSIGNED-PAYLOAD'
+MAX_EXPIRES = 604800  #: seconds, seven days: what S3 takes for a presigned URL
+
+#: Headers that proxies and the transport may change. Everything else we set is signed.
+#: Fact: Google's front end rewrites accept-encoding, which answers 403 to those who signed it.
+NOT_SIGNED = frozenset(('accept-encoding', 'authorization', 'connection', 'content-length',
+                        'expect', 'te', 'transfer-encoding', 'user-agent'))
+
+_SECRET_HEADERS = re.compile(r'authorization|-security-token|-customer-key$')
+
+
+class Secret(str):
+    """Text whose repr does not tell it: error reports show the repr of every local."""
+
+    def __repr__(self):
+        return "'...'"
+
+
+class Headers(dict):
+    """Header names in lower case to values; its repr hides what is secret.
+
+    Made of a mapping or of pairs; values of a repeated name are joined by a comma. ValueError
+    for a name that is no HTTP token and for a value that is not printable ASCII or tab:
+    http.client lets folded lines and NUL through, and sends Latin-1 where S3 signs UTF-8.
+    """
+
+    def __init__(self, headers=()):
+        super().__init__()
+        for name, value in headers.items() if hasattr(headers, 'items') else headers:
+            self.add(name, value)
+
+    def add(self, name, value):
+        """Add `value`, after a comma if the name is there already."""
+        if not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", name):
+            raise ValueError('not a header name: %.80r' % name)
+        name, value = name.lower(), Secret(value) if _SECRET_HEADERS.search(name) else str(value)
+        if not re.match(r'[\t\x20-\x7e]*\Z', value):
+            raise ValueError('header %s: %.80r is not printable ASCII' % (name, value))
+        self[name] = '%s,%s' % (self[name], value) if name in self else value
+
+    def __repr__(self):
+        return repr({n: '...' if _SECRET_HEADERS.search(n) else v for n, v in self.items()})
+
+
+class Credentials:
+    """An access key, its secret, and for temporary ones a session token and their expiry.
+
+    `expires` is an aware datetime or None. The repr shows no secret.
+    """
+
+    def __init__(self, access_key: str, secret_key: str, session_token: Optional[str] = None,
+                 expires: Optional[datetime.datetime] = None):
+        secret_key, session_token = Secret(secret_key or ''), Secret(session_token or '')
+        for name, value in (('access_key', access_key), ('secret_key', secret_key)):
+            if not re.match(r'[\x21-\x7e]+\Z', value or ''):
+                raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
+        if re.search('[/,]', access_key):
+            raise ValueError('access_key holds a "/" or ",": is it the secret key?')
+        self.access_key, self.secret_key = access_key, secret_key
+        self.session_token, self.expires = session_token, expires
+
+    def __repr__(self):
+        return 'Credentials(%r, ...)' % self.access_key
+
+
+class Request:
+    """One question to S3, before it is signed.
+
+    `host` is lower case, without a default port. `path` is percent-encoded, `query` holds pairs
+    of plain text. `target` is the one string both signed and sent. `headers` may be a mapping or
+    pairs. `body` is bytes-like; `payload_hash` its SHA-256 in hex, computed if not given.
+    """
+
+    def __init__(self, method, scheme, host, path, query=(), headers=(), body=b'',
+                 payload_hash=None):
+        self.method, self.scheme, self.host, self.path = method, scheme, host, path
+        self.query, self.headers, self.body = list(query), Headers(headers), body
+        self.target = path + ('?' + canonical_query(self.query) if self.query else '')
+        self.payload_hash = payload_hash or hashlib.sha256(body).hexdigest()
+
+
+def canonical_request(request, headers, payload_hash):
+    """Return (canonical request, signed header names joined by ``;``) for `headers`.
+
+    White space within values is collapsed here and nowhere else: what is sent keeps it.
+    """
+    names = sorted(name for name in headers if name not in NOT_SIGNED)
+    signed = ';'.join(names)
+    lines = [request.method, request.path, canonical_query(request.query)]
+    lines += ['%s:%s' % (name, ' '.join(headers[name].split())) for name in names]
+    return '\n'.join(lines + ['', signed, payload_hash]), signed
+
+
+def string_to_sign(stamp, scope, canonical):
+    """Return what is signed: `stamp` as of `amz_date`, `scope` as of `Signer.scope`."""
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    return '\n'.join((ALGORITHM, stamp, scope, digest))
+
+
+class Signer:
+    """Signs requests with one set of credentials for one region.
+
+    ValueError for a region that is none. The derived key of the last day is kept.
+    """
+
+    def __init__(self, credentials: Credentials, region: str, service: str = 's3'):
+        if not re.match(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z', region):
+            raise ValueError('not a region: %.80r' % region)
+        self.credentials, self.region, self.service = credentials, region, service
+        self._key = ('', b'')  # day, derived key: replaced in one assignment, no lock needed
+
+    def scope(self, stamp: str) -> str:
+        """Return the credential scope ``20130524/us-east-1/s3/aws4_request`` of `stamp`."""
+        return '%s/%s/%s/aws4_request' % (stamp[:8], self.region, self.service)
+
+    def signature(self, stamp: str, text: str) -> str:
+        """Return the signature of `text`, 64 hex digits."""
+        if self._key[0] != stamp[:8]:
+            steps = (stamp[:8], self.region, self.service, 'aws4_request')
+            self._key = stamp[:8], functools.reduce(
+                lambda key, step: hmac.new(key, step.encode(), hashlib.sha256).digest(),
+                steps, b'AWS4' + self.credentials.secret_key.encode())
+        return hmac.new(self._key[1], text.encode(), hashlib.sha256).hexdigest()
+
+    def sign(self, request: Request, now: datetime.datetime) -> Headers:
+        """Return the headers to send: the request's own, x-amz-* and authorization."""
+        stamp, headers = amz_date(now), Headers(request.headers)
+        headers.update({'host': request.host, 'x-amz-date': stamp,
+                        'x-amz-content-sha256': request.payload_hash})
+        if self.credentials.session_token:
+            headers.add('x-amz-security-token', self.credentials.session_token)
+        scope = self.scope(stamp)
+        canonical, signed = canonical_request(request, headers, request.payload_hash)
+        headers['authorization'] = '%s Credential=%s/%s, SignedHeaders=%s, Signature=%s' % (
+            ALGORITHM, self.credentials.access_key, scope, signed,
+            self.signature(stamp, string_to_sign(stamp, scope, canonical)))
+        return headers
+
+    def _claims(self, now, expires):
+        """Return what a URL and a form carry in place of headers, as pairs."""
+        if type(expires) is not int or not 1 <= expires <= MAX_EXPIRES:
+            raise ValueError('a signed URL or form lasts a whole number of seconds from 1 to %d, '
+                             'not %r' % (MAX_EXPIRES, expires))
+        stamp = amz_date(now)
+        token = self.credentials.session_token
+        return [('X-Amz-Algorithm', ALGORITHM), ('X-Amz-Date', stamp),
+                ('X-Amz-Credential', '%s/%s' % (self.credentials.access_key, self.scope(stamp))),
+                ] + [('X-Amz-Security-Token', token)] * bool(token)
+
+    def presign(self, request: Request, now: datetime.datetime, expires: int) -> str:
+        """Return a URL that whoever holds it may use for `expires` seconds (1 to 604,800).
+
+        Every header of the request is signed: the caller must send the same. Adding a parameter
+        afterwards breaks the signature. It ends sooner with temporary credentials.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
+        """
+        stamp, headers = amz_date(now), Headers(request.headers)
+        headers['host'] = request.host
+        asked = Request(
+            request.method, request.scheme, request.host, request.path,
+            request.query + self._claims(now, expires) + [
+                ('X-Amz-Expires', str(expires)),
+                ('X-Amz-SignedHeaders', ';'.join(sorted(set(headers) - NOT_SIGNED)))],
+            payload_hash=UNSIGNED_PAYLOAD)
+        canonical, _ = canonical_request(asked, headers, UNSIGNED_PAYLOAD)
+        return '%s://%s%s&X-Amz-Signature=%s' % (
+            request.scheme, request.host, asked.target,
+            self.signature(stamp, string_to_sign(stamp, self.scope(stamp), canonical)))
+
+    def post_policy(self, conditions, now: datetime.datetime, expires: int) -> dict:
+        """Return the fields that let a browser's form POST what `conditions` allow.
+
+        `conditions` are S3's: {'key': 'a'}, ['starts-with', '$key', 'a/'],
+        ['content-length-range', 0, 1024]. Those for the fields returned here are added.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-HTTPPOSTConstructPolicy.html
+        """
+        fields = {name.lower(): value for name, value in self._claims(now, expires)}
+        end = now.astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=expires)
+        policy = {'expiration': end.strftime('%Y-%m-%dT%H:%M:%SZ'),
+                  'conditions': list(conditions) + [{name: fields[name]} for name in fields]}
+        fields['policy'] = base64.b64encode(json.dumps(policy).encode()).decode()
+        fields['x-amz-signature'] = self.signature(amz_date(now), fields['policy'])
+        return fields
+
+
+# ---- 4. Addressing -----------------------------------------------------------------------------
+
+
+class CallingFormat:
+    """The 2008 names of AWS's addressing styles, for AWS_CALLING_FORMAT.
+
+    PATH: https://host/bucket/key. SUBDOMAIN: https://bucket.host/key, AWS calls it virtual.
+    VANITY: https://bucket/key, where the bucket is a domain that points to S3; `url()` only.
+    """
+
+    PATH = 'path'
+    SUBDOMAIN = 'virtual'
+    VANITY = 'vanity'
+
+
+#: What people write -> style. 1, 2 and 3 were the constants of Amazon's S3.py.
+STYLES = {'auto': 'auto', 'path': 'path', 'virtual': 'virtual', 'subdomain': 'virtual',
+          'vanity': 'vanity', 1: 'path', 2: 'virtual', 3: 'vanity'}
+
+#: style -> (host, path before the key)
+FORMS = {'path': ('{host}', '{path}/{bucket}/'),
+         'virtual': ('{bucket}.{host}', '{path}/'),
+         'vanity': ('{bucket}', '/')}
+
+#: Where a bucket lives: `prefix` is the encoded path before the key, it ends with a slash.
+Address = collections.namedtuple('Address', 'scheme host prefix')
+
+_AWS_HOST = re.compile(r'(?:^|\.)amazonaws\.(?:com|com\.cn|eu)$')
+_REGION_LABEL = re.compile(
+    r'(?:^|\.)s3(?:-fips|-accesspoint)?(?:\.dualstack)?[.-]([a-z]{2,}-[a-z0-9-]+-\d+)'
+    r'\.amazonaws\.(?:com|com\.cn|eu)$'
+    r'|(?:^|\.)s3\.([a-z0-9-]+)\.(?:backblazeb2\.com|wasabisys\.com|scw\.cloud'
+    r'|io\.cloud\.ovh\.(?:net|us))$'
+    r'|(?:^|\.)([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com$')
+
+
+def split_endpoint(url):
+    """Return (scheme, host, path) of an endpoint URL; the host has its port unless default.
+
+    ValueError, saying what to write, for anything but http(s)://host[:port][/path].
+    """
+    parts = urllib.parse.urlsplit(str(url).strip())
+    host = (parts.hostname or '').rstrip('.')
+    if parts.scheme not in ('http', 'https') or not host:
+        raise ValueError('endpoint_url must be like https://s3.example.com, not %.80r' % url)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError('endpoint_url takes no user, query or fragment')
+    if ':' in host and re.match(r'[0-9a-f:.]+\Z', host):
+        host = '[%s]' % host
+    elif not re.match(r'(?!-)[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z', host):
+        raise ValueError('endpoint_url: %.80r is no host name; write an international one in '
+                         'its xn-- form' % host)
+    path = parts.path.rstrip('/')
+    if re.search(r'[^A-Za-z0-9._~/%-]|//|/\.{1,2}(/|$)|%(?![0-9A-F]{2})', path):
+        raise ValueError('endpoint_url: %.80r is no plain path' % path)
+    port = parts.port
+    if port is not None and port != {'http': 80, 'https': 443}[parts.scheme]:
+        host = '%s:%d' % (host, port)
+    return parts.scheme, host, path
+
+
+def endpoint_region(url):
+    """Return the region an endpoint's host names (AWS, B2, Wasabi, Spaces, ...), else None."""
+    host = split_endpoint(url)[1].partition(':')[0]
+    if host.endswith('.r2.cloudflarestorage.com'):
+        return 'auto'
+    found = _REGION_LABEL.search(host)
+    return next(filter(None, found.groups())) if found else None
+
+
+def aws_endpoint(region, scheme='https'):
+    """Return AWS's regional endpoint: the global one redirects, and browsers' CORS fails on it."""
+    if not re.match(r'(?!us-iso)[a-z]{2,}-[a-z0-9-]+-\d+\Z', region):
+        raise ValueError('%.80r is no AWS region; set endpoint_url for another provider' % region)
+    domain = {'cn': 'com.cn', 'eusc': 'eu'}.get(region.split('-')[0], 'com')
+    return '%s://s3.%s.amazonaws.%s' % (scheme, region, domain)
+
+
+def is_aws(host):
+    """Tell whether `host` is AWS's own."""
+    return bool(_AWS_HOST.search(host.partition(':')[0]))
+
+
+def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
+    """Return where `bucket` lives below `endpoint`. ValueError for names that cannot be one.
+
+    `auto` is the subdomain on AWS and the path elsewhere, and the path for names that are no
+    host label or have dots over https: a wildcard certificate covers one label.
+    """
+    if not re.match(r'(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}\Z', bucket):
+        hint = '; use the access point\'s alias' if bucket.startswith('arn:') else ''
+        raise ValueError('not a bucket\'s name: %.80r%s' % (bucket, hint))
+    scheme, host, path = split_endpoint(endpoint)
+    label = re.match(r'[a-z0-9][a-z0-9.-]*[a-z0-9]\Z', bucket) and '..' not in bucket
+    accelerated = is_aws(host) and host.startswith('s3-accelerate')
+    if style == 'auto':
+        style = 'virtual' if is_aws(host) else 'path'
+    if style == 'virtual' and (not label or scheme == 'https' and '.' in bucket):
+        style = 'path'
+    if style == 'path' and accelerated:
+        raise ValueError('S3 Transfer Acceleration needs a bucket name without dots, in '
+                         'subdomain style; %r is none' % bucket)
+    if style == 'vanity' and not label:
+        raise ValueError('vanity addressing needs a bucket named like its domain, not %r' % bucket)
+    host_form, path_form = FORMS[style]
+    return Address(scheme, host_form.format(bucket=bucket, host=host),
+                   path_form.format(bucket=bucket, path=path))
+
+
+# ---- 5. Transport ------------------------------------------------------------------------------
+#
+# All of the network. urlopen() closes every connection and follows redirects with the
+# Authorization header on; an OpenerDirector with two handlers of our choice does neither, and
+# brings the proxies of the environment along.
+
+import http.client  # noqa: E402
+import select  # noqa: E402
+import socket  # noqa: E402
+import ssl  # noqa: E402
+import urllib.request  # noqa: E402
+
+POOL_SIZE = 32  #: idle connections kept for one key; more are closed
+POOL_AGE = 20   #: seconds a connection may idle. Fact: S3 closes them after some 20 s
+SLICE = 256 * 1024  #: bytes sent in one call: sendall() counts its timeout in total
+
+#: (pid, scheme, host, tunnel, proxy's login, TLS) -> deque of (time, idle connection), the newest
+#: at the right. A connection belongs to one thread between pop and append: no lock.
+_pools = {}  # type: dict
+
+
+class _Response(http.client.HTTPResponse):
+    """http.client's response, which skips 100 but neither 102 nor 103, and reads any length."""
+
+    def begin(self):
+        for _ in range(16):
+            super().begin()
+            if not 100 <= self.status < 200:
+                break
+            self.headers = self.msg = None  # begin() does nothing while there are headers
+        lengths = set(self.headers.get_all('content-length', ()) if self.headers else ('none',))
+        if len(lengths) > 1 or not all(re.match(r'\d{1,18}\Z', text) for text in lengths):
+            raise http.client.HTTPException('no end of interim answers, or no length of the body')
+
+
+class _Outgoing(urllib.request.Request):
+    """A signed request on its way through the opener; ProxyHandler moves host and selector."""
+
+    def __init__(self, request, headers):
+        super().__init__('%s://%s%s' % (request.scheme, request.host, request.target),
+                         method=request.method)
+        self.request, self.signed_headers = request, headers
+
+
+def _idle(key):
+    """Return the pool of `key`. After a fork the child starts with empty pools."""
+    if key not in _pools:
+        # The parent's sockets are shared with it: closing ours ends nothing on the wire.
+        for stale in [known for known in list(_pools) if known[0] != key[0]]:
+            for _, connection in _pools.pop(stale, ()):
+                connection.close()
+    return _pools.setdefault(key, collections.deque())
+
+
+def _check_in(key, connection):
+    """Put a connection whose answer was read to its end back, close those too old or too many."""
+    idle, now = _idle(key), time.monotonic()
+    idle.append((now, connection))
+    with contextlib.suppress(IndexError):  # another thread took it
+        while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
+            idle.popleft()[1].close()
+
+
+def _check_out(key):
+    """Return the idle connection used last, None if there is none that is young and silent.
+
+    A readable one was closed by its peer, or has stray bytes that would answer the next request.
+    """
+    idle = _idle(key)
+    with contextlib.suppress(IndexError):
+        while True:
+            since, connection = idle.pop()
+            if hasattr(select, 'poll'):  # Why not select(): it fails on descriptors above 1,023
+                poll = select.poll()
+                poll.register(connection.sock, select.POLLIN)
+                dead = poll.poll(0)
+            else:  # Windows, where it does not
+                dead = select.select([connection.sock], [], [], 0)[0]
+            if not dead and time.monotonic() - since <= POOL_AGE:
+                return connection
+            connection.close()
+    return None
+
+
+class Answer:
+    """An answer: `status`, `reason`, `headers` (get() ignores case), and a body to read once.
+
+    Read it to the end or close it: the first puts the connection back in the pool, the second
+    drops it. `remaining` is how many bytes are to come, None if only the end will tell; every
+    one is counted, since http.client takes a short body for a whole one. `resent` tells that
+    the request went out twice.
+    """
+
+    def __init__(self, response, connection, key, resent):
+        self.status, self.reason, self.headers = response.status, response.reason, response.headers
+        self.remaining, self.resent = response.length, resent
+        self._response, self._connection, self._key = response, connection, key
+        if self.remaining == 0:
+            self.close(reuse=True)
+
+    def close(self, reuse: bool = False) -> None:
+        """Drop the connection, unless the body was read to its end."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._response.close()
+            if reuse and not self._response.will_close:
+                _check_in(self._key, connection)
+            else:
+                connection.close()
+
+    __del__ = close
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill `buffer` from the body, return how many bytes; 0 is the end of a whole body.
+
+        Unreachable if the connection ends before the body does.
+        """
+        if self._connection is None:
+            return 0
+        try:
+            count = self._response.readinto(buffer[:self.remaining])
+            why = 'the connection ended %s bytes before the body' % self.remaining
+            if count and self.remaining is not None:
+                self.remaining -= count
+            if not self.remaining and (not count or self.remaining == 0):
+                self.close(reuse=True)
+                return count
+            if count:
+                return count
+        except (OSError, http.client.HTTPException) as error:
+            why = 'the body broke off: %s' % (error or type(error).__name__)
+        self.close()
+        # Raised out here, so that no frame of http.client hangs on it: they hold the headers.
+        raise Unreachable(errno.ECONNRESET, why)
+
+    def read(self, limit: int) -> bytes:
+        """Return the whole body. One of more than `limit` bytes is an S3Error, unread."""
+        body, count = bytearray(), 1
+        piece = memoryview(bytearray(min(limit + 1, SLICE)))
+        while count and len(body) + (self.remaining or 0) <= limit:
+            count = self.readinto(piece)
+            body += piece[:count]
+        if not count:
+            return bytes(body)
+        self.close()
+        raise S3Error(errno.EMSGSIZE, 'an answer of more than %d bytes is refused' % limit)
+
+
+class _KeepAliveHandler(urllib.request.BaseHandler):
+    """Sends over a pooled, stock http.client connection. The opener's only network handler."""
+
+    def __init__(self, verify, connect_timeout, read_timeout):
+        self.verify, self.timeouts = verify, (connect_timeout, read_timeout)
+
+    def http_open(self, outgoing):
+        """Return an Answer, over an idle connection if one is there and alive.
+
+        A reused connection that dies before the first byte of the answer is replaced once.
+        """
+        secure, login = outgoing.type == 'https', outgoing.get_header('Proxy-authorization')
+        # ProxyHandler moved the host: to a tunnel for https, else the whole URL is the selector.
+        moved = outgoing.host != outgoing.request.host and not outgoing.has_proxy()
+        tunnel = outgoing.request.host if moved else None
+        key = (os.getpid(), outgoing.type, outgoing.host, tunnel, login,
+               self.verify if secure else None)
+        connection = resent = _check_out(key)
+        if connection is not None:
+            with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
+                return self._exchange(connection, key, outgoing, False)
+        if secure:
+            connection = http.client.HTTPSConnection(
+                outgoing.host, timeout=self.timeouts[0], context=_tls_context(self.verify))
+        else:
+            connection = http.client.HTTPConnection(outgoing.host, timeout=self.timeouts[0])
+        connection.response_class = _Response
+        if tunnel:  # the proxy's login goes with CONNECT, never inside
+            connection.set_tunnel(tunnel, headers={'Proxy-Authorization': login} if login else {})
+        return self._exchange(connection, key, outgoing, resent is not None)
+
+    https_open = http_open
+
+    def _exchange(self, connection, key, outgoing, resent):
+        """Send, and return the Answer once its head is read. Any failure drops the connection."""
+        request, refused = outgoing.request, None
+        try:
+            if connection.sock is None:
+                connection.connect()
+            connection.sock.settimeout(self.timeouts[1])  # Trap: it keeps its last user's
+            connection.putrequest(request.method, outgoing.selector,
+                                  skip_host=True, skip_accept_encoding=True)
+            for name, value in outgoing.signed_headers.items():
+                connection.putheader(name, value)
+            if outgoing.has_proxy() and outgoing.has_header('Proxy-authorization'):
+                connection.putheader('Proxy-Authorization',
+                                     outgoing.get_header('Proxy-authorization'))
+            try:
+                connection.endheaders()
+                body = memoryview(request.body)
+                for start in range(0, len(body), SLICE):
+                    connection.send(body[start:start + SLICE])
+            except ConnectionError as error:
+                # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
+                refused = error
+            try:
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException):
+                raise refused or sys.exc_info()[1]
+            response.will_close = response.will_close or refused is not None
+            return Answer(response, connection, key, resent)
+        except BaseException:
+            connection.close()
+            raise
+
+
+@functools.lru_cache(maxsize=16)
+def _tls_context(verify):
+    """Return the SSLContext of `verify`, made once: loading the system's CAs takes 21 ms."""
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    context = ssl.create_default_context(cafile=verify or None)
+    if verify is False:
+        warnings.warn('verify=False: anyone on the way can read and change what goes to S3',
+                      RuntimeWarning, stacklevel=2)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Transport:
+    """Sends signed requests: connections kept alive, proxies, TLS. Safe in threads and forks.
+
+    `verify` is None (the system's CAs), a CA file's path, an ssl.SSLContext, or False.
+    `proxies` is {'http': url, 'https': url}, {} for none, None for the environment's;
+    no_proxy is honoured. Timeouts are in seconds: connecting to one address, and each read.
+    """
+
+    #: What failed -> what to change. The first that fits.
+    ADVICE = ((socket.timeout, 'no answer in time, see connect_timeout and read_timeout'),
+              (socket.gaierror, 'check endpoint_url, region_name and bucket_name'),
+              (ConnectionRefusedError, 'nothing listens there: check endpoint_url and its port'),
+              (ssl.SSLError, 'if the endpoint has a CA of its own, set verify to the CA\'s file'),
+              (ssl.CertificateError, 'check endpoint_url, or set verify'))
+
+    def __init__(self, verify=None, proxies=None, connect_timeout: float = 10,
+                 read_timeout: float = 60):
+        self._opener = urllib.request.OpenerDirector()
+        self._opener.add_handler(urllib.request.ProxyHandler(proxies))
+        self._opener.add_handler(_KeepAliveHandler(verify, connect_timeout, read_timeout))
+
+    def send(self, request: Request, headers: Headers) -> Answer:
+        """Send `request` with signed `headers`, return the Answer whatever its status.
+
+        Unreachable, an OSError, if none came; `final` where TLS does not trust the server.
+        """
+        started = time.monotonic()
+        try:
+            answer = self._opener.open(_Outgoing(request, headers))
+            logger.debug('%s %s -> %d in %.3f s', request.method, request.path, answer.status,
+                         time.monotonic() - started)
+            return answer
+        except (OSError, http.client.HTTPException, ssl.CertificateError) as error:
+            advice = next((text for kind, text in self.ADVICE if isinstance(error, kind)), '')
+            failure = Unreachable(errno.ECONNREFUSED, '%s://%s: %s: %s (%s)' % (
+                request.scheme, request.host, type(error).__name__, error, advice or 'no answer'))
+            # Fact: CertificateError is no SSLError before Python 3.7.
+            failure.final = isinstance(error, ssl.CertificateError) or 'VERIFY' in str(error)
+        # Raised out here, so that no frame of http.client hangs on it: they hold the headers.
+        raise failure
+
+
+RETRY_TOKENS = 500   #: an endpoint's; precedent: botocore's RetryQuotaChecker, costs as well
+#: Endpoint's host -> tokens left, so that an outage is not hammered: retries cost, success wins
+#: back. Without a lock: a token lost to a race is no harm.
+_tokens = collections.defaultdict(lambda: RETRY_TOKENS)  # type: dict
+
+RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
+THROTTLED = frozenset(('SlowDown', 'Throttling', 'ThrottlingException', 'RequestThrottled',
+                       'TooManyRequestsException', 'RequestLimitExceeded',
+                       'BandwidthLimitExceeded', 'PriorRequestNotComplete'))
+RETRIED_CODES = THROTTLED | {'RequestTimeout', 'InternalError', 'ConditionalRequestConflict'}
+LONGEST_PAUSE = 20  #: seconds, also for Retry-After: a server may ask for an hour
+
+
+def retry(attempt, host, mend=lambda error: False, max_attempts=4, deadline=120,
+          clock=time.monotonic, sleep=time.sleep, rand=random.random):
+    """Return what `attempt()` returns; repeat it while its S3Error is a passing one.
+
+    `attempt` signs afresh each time. `mend(error)` may repair the cause (a wrong region): then
+    the next attempt comes at once and costs nothing. Else exponential back-off with full jitter;
+    no attempt starts after `deadline` seconds, nor once `host` has no tokens. The last error is
+    raised, with `uncertain` set if an earlier attempt may have been carried out.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
+    """
+    started, failures, cost, uncertain = clock(), 0, 1, False
+    while True:
+        try:
+            result = attempt()
+        except S3Error as error:
+            error.uncertain = error.uncertain or uncertain
+            pause = 0
+            if not mend(error):
+                failures += 1
+                lost = isinstance(error, Unreachable)
+                throttled = error.status == 429 or error.code in THROTTLED
+                # Precedent: botocore's scales, 1 s when throttled and 50 ms otherwise.
+                pause = rand() * min(2 ** (failures - 1) * (1 if throttled else 0.05),
+                                     LONGEST_PAUSE)
+                pause = max(pause, min(error.facts.get('retry-after', 0), LONGEST_PAUSE))
+                cost = 5 if throttled else 14
+                if (not (lost and not error.final or error.status in RETRIED_STATUSES
+                         or error.code in RETRIED_CODES) or failures >= max_attempts
+                        or clock() + pause - started > deadline or _tokens[host] < cost):
+                    raise
+                _tokens[host] -= cost
+                uncertain = error.uncertain or lost or error.status >= 500
+            logger.info('%s: attempt %d failed, next in %.2f s: %s (request id %s)', host,
+                        failures or 1, pause, error.strerror, error.request_id or 'none')
+        else:
+            _tokens[host] = min(RETRY_TOKENS, _tokens[host] + cost)
+            return result
+        sleep(pause)
+
+
+# ---- 6. Credential sources ---------------------------------------------------------------------
+
+
+def environment_credentials(environ):
+    """Return the Credentials of AWS's environment variables, None if there are none.
+
+    AWS_S3_ forms first. A set is complete or unused; a token is never taken from another set.
+    """
+    for key, secret in (('AWS_S3_ACCESS_KEY_ID', 'AWS_S3_SECRET_ACCESS_KEY'),
+                        ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY')):
+        if environ.get(key) and environ.get(secret):
+            token = environ.get('AWS_SESSION_TOKEN') or environ.get('AWS_SECURITY_TOKEN')
+            return Credentials(environ[key], environ[secret], token)
+    return None
+
+
+class CredentialSource:
+    """The first of `lookups` that has credentials; what it gave is kept until `renew()`.
+
+    A lookup is a (name, callable) pair; the callable returns Credentials or None.
+    """
+
+    def __init__(self, *lookups):
+        self._lookups = lookups
+        self._found = None
+
+    def get(self) -> Credentials:
+        """Return the credentials, the same object until they are renewed. Else NoCredentials."""
+        found = self._found
+        if found is None:
+            found = next(filter(None, (look() for _, look in self._lookups)), None)
+            if found is None:
+                raise NoCredentials(errno.EACCES, 'no credentials: looked at %s' % ', '.join(
+                    name for name, _ in self._lookups))
+            self._found = found
+        return found
+
+    def renew(self) -> bool:
+        """Ask again; True if other credentials came than the ones that were in use."""
+        old, self._found = self._found, None
+        new = self.get()
+        return old is None or (new.access_key, new.session_token) != (
+            old.access_key, old.session_token)
+
+
+# ---- 7. Bucket ---------------------------------------------------------------------------------
+
+ERROR_LIMIT = 64 * 1024        #: bytes of an error's body, and of one nobody needs
+XML_LIMIT = 8 * 1024 * 1024    #: bytes of a listing's page
+KEY_LIMIT = 1024               #: bytes of a key in UTF-8
+
+#: An object in a listing: `size` in bytes, `etag` quoted, `last_modified` an aware datetime.
+Entry = collections.namedtuple('Entry', 'key size etag last_modified')
+#: A page of a listing: Entry tuples, and the common prefixes, each with its delimiter.
+Listing = collections.namedtuple('Listing', 'contents common_prefixes')
+
+
+def md5(data=b''):
+    """Return hashlib's MD5 of `data`, None where FIPS forbids it. Integrity, not secrecy."""
+    try:
+        return hashlib.md5(data, usedforsecurity=False)
+    except TypeError:  # Fact: the keyword is new in 3.9
+        return hashlib.md5(data)
+    except ValueError:
+        return None
+
+
+def metadata_headers(metadata: dict) -> dict:
+    """Return user metadata as x-amz-meta- headers; other than ASCII as RFC 2047 wants it.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
+    """
+    headers = {}
+    for name, value in metadata.items():
+        try:
+            value.encode('ascii')
+        except UnicodeEncodeError:
+            value = Header(value, 'utf-8', maxlinelen=sys.maxsize).encode()
+        headers['x-amz-meta-' + name.lower()] = value
+    return headers
+
+
+def tagging_header(tags: dict) -> dict:
+    """Return object tags as the x-amz-tagging header: a query string.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
+    """
+    return {'x-amz-tagging': canonical_query(tags.items())} if tags else {}
+
+
+class _Call:
+    """One operation on its way: `attempt` signs and sends it, `mend` repairs what S3 names."""
+
+    def __init__(self, bucket, method, key, query, headers, body, expect):
+        self.bucket, self.method, self.key = bucket, method, key
+        self.query, self.headers, self.body, self.expect = query, headers, body, expect
+        self.payload_hash = hashlib.sha256(body).hexdigest()
+        self.mended = set()   # each kind of repair is tried once a call
+        self.detour = None    # (scheme, host, path) of a 307
+        self.region = None    # the one last signed for
+
+    def attempt(self):
+        """Return what `expect` says: 'stream' an unread Answer, '' one read, a tag its element."""
+        bucket = self.bucket
+        self.region = bucket.region
+        scheme, host, path = self.detour or bucket._location(self.key)
+        request = Request(self.method, scheme, host, path, self.query, self.headers, self.body,
+                          self.payload_hash)
+        answer = bucket.transport.send(request, bucket._signer().sign(request, bucket._now()))
+        if answer.status not in (200, 204, 206):
+            raise self.error(answer, answer.status)
+        if self.expect == 'stream':
+            return answer
+        if not self.expect:
+            answer.read(ERROR_LIMIT)
+            return answer
+        root = self.xml(answer, XML_LIMIT)
+        if root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
+            raise self.error(answer, 500, root)
+        # Fact: rclone names the answer to CreateMultipartUpload without "Result".
+        if root.tag not in (self.expect, self.expect[:-len('Result')]):
+            raise S3Error(errno.EBADMSG, '%s answered %.40r where S3 answers %r: is that S3?' % (
+                host, root.tag, self.expect), self.key)
+        return root
+
+    @staticmethod
+    def xml(answer, limit):
+        """Return the root element of the body; an empty one named as what came, if no XML did."""
+        body = answer.read(limit)
+        try:
+            return parse_xml(body)
+        except ValueError as error:
+            return ElementTree.Element(str(error))
+
+    def error(self, answer, status, root=None):
+        """Return the exception for `answer`, reading its body unless `root` is given."""
+        if root is None:
+            try:
+                root = self.xml(answer, ERROR_LIMIT)
+            except S3Error:  # it broke off, or was too much: the status has to do
+                root = ElementTree.Element('Error')
+        facts = {'region': answer.headers.get('x-amz-bucket-region') or root.findtext('Region'),
+                 'date': answer.headers.get('date'), 'location': answer.headers.get('location')}
+        for name, unit in (('retry-after', 1), ('x-amz-retry-after', 1000)):
+            if re.match(r'\d{1,9}\Z', answer.headers.get(name, '')):
+                facts['retry-after'] = int(answer.headers[name]) / unit
+        if not re.match(r'[a-z0-9-]{1,64}\Z', facts['region'] or ''):
+            del facts['region']
+        # Printable and short, it goes to logs. Trap: elsewhere the body echoes StringToSign.
+        code, message, number = (re.sub(r'[^\x20-\x7e]+', ' ', root.findtext(tag) or '')[:300]
+                                 for tag in ('Code', 'Message', 'RequestId'))
+        failure = answer_error(status, code, message or answer.reason,
+                               self.key or self.bucket.name,
+                               answer.headers.get('x-amz-request-id') or number,
+                               {name: fact for name, fact in facts.items() if fact})
+        failure.uncertain = answer.resent
+        return failure
+
+    def mend(self, error):
+        """Repair the region, the clock, the token or the host if `error` names it; else False."""
+        for kind in (self.mend_region, self.mend_clock, self.mend_token, self.mend_host):
+            if kind.__name__ not in self.mended and kind(error):
+                self.mended.add(kind.__name__)
+                return True
+        return False
+
+    def mend_region(self, error):
+        """Sign for the region the answer names; the bucket remembers it."""
+        region = error.facts.get('region')
+        named = error.status in (301, 307) or error.status == 400 and error.code in (
+            '', 'AuthorizationHeaderMalformed', 'IllegalLocationConstraintException')
+        if not named or region in (None, self.region):
+            return False
+        logger.warning('bucket %s is in region %s, not %s: set region_name (AWS_S3_REGION_NAME), '
+                       'presigned URLs cannot be mended', self.bucket.name, region, self.region)
+        self.bucket.region = region
+        return True
+
+    def mend_clock(self, error):
+        """Take the offset of this machine's clock from the answer's Date, if below a day."""
+        served = parse_http_date(error.facts.get('date'))
+        offset = served - self.bucket.utcnow() if served else datetime.timedelta()
+        seconds = abs(offset.total_seconds())
+        skewed = error.code == 'RequestTimeTooSkewed' or (  # HEAD has no body and so no code
+            self.method == 'HEAD' and error.status == 403 and seconds > 900)
+        if skewed and 1 < seconds < 86400:
+            self.bucket.offset = offset
+            return True
+        return False
+
+    def mend_token(self, error):
+        """Ask for new credentials if these have expired."""
+        expired = error.code in ('ExpiredToken', 'TokenRefreshRequired') or (
+            self.method == 'HEAD' and error.status == 400 and not error.code
+            and bool(self.bucket.credentials.get().session_token))
+        return expired and self.bucket.credentials.renew()
+
+    def mend_host(self, error):
+        """Go where a 307 points, below the endpoint's domain. No other Location is followed."""
+        to = urllib.parse.urlsplit(error.facts.get('location', ''))
+        scheme, host, _ = self.bucket._location(self.key)
+        domain = 'amazonaws.com' if is_aws(host) else split_endpoint(self.bucket.endpoint)[1]
+        if (error.status != 307 or to.scheme != scheme
+                or not (to.hostname or '').endswith('.' + domain.partition(':')[0])
+                or not to.path.endswith('/' + quote(self.key, '/'))):
+            return False
+        self.detour = scheme, split_endpoint('%s://%s' % (scheme, to.netloc))[1], to.path
+        return True
+
+
+class Bucket:
+    """A bucket and S3's operations on it, in S3's words. Safe in threads and forks.
+
+    `credentials` is a CredentialSource. `endpoint` is a URL, None for AWS's host of the region.
+    `style` is auto, path, virtual or vanity (URLs only). Every operation signs its payload,
+    retries what passes, corrects a wrong region and clock, and raises S3Error else. Keys are any
+    text of 1 to 1,024 bytes of UTF-8; "." and ".." segments are a ValueError in path style and in
+    URLs, since clients and proxies resolve them. Clock, sleep and randomness are arguments.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html
+    """
+
+    def __init__(self, name: str, credentials: CredentialSource, region: str = 'us-east-1',
+                 endpoint: Optional[str] = None, style: str = 'auto',
+                 transport: Optional[Transport] = None, checksums: Optional[bool] = None,
+                 max_attempts: int = 4, deadline: float = 120, utcnow=utcnow,
+                 clock=time.monotonic, sleep=time.sleep, rand=random.random):
+        self.name, self.credentials, self.style = name, credentials, style
+        self.region, self.offset = region, datetime.timedelta()  # corrected when S3 says so
+        self.region_guessed = False  # for the one who makes URLs: nobody named the region
+        self._endpoint, self.checksums = endpoint, checksums
+        self.transport = transport or Transport()
+        self.utcnow, self.clock = utcnow, clock
+        self._retry = functools.partial(retry, max_attempts=max_attempts, deadline=deadline,
+                                        clock=clock, sleep=sleep, rand=rand)
+        self._addressed = (None, None)   # region, Address
+        self._signs = (None, None, None)  # credentials, region, Signer
+        self._ignores_conditions = False  # True once a conditional PUT was answered 501
+        self.address()
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint in use; a region's label in AWS's hosts follows a corrected region."""
+        if self._endpoint is None:
+            return aws_endpoint(self.region)
+        named = endpoint_region(self._endpoint)
+        if named and is_aws(split_endpoint(self._endpoint)[1]):
+            return re.sub(r'\b%s\b' % re.escape(named), self.region, self._endpoint, count=1)
+        return self._endpoint
+
+    def address(self) -> Address:
+        """Return where requests go; vanity shapes URLs alone."""
+        region, found = self._addressed
+        if region != self.region:
+            region, style = self.region, 'auto' if self.style == 'vanity' else self.style
+            found = address(self.name, self.endpoint, style)
+            self._addressed = region, found
+        return found
+
+    def _location(self, key, public=False):
+        """Return (scheme, host, encoded path) of `key`; '' is the bucket, but not in public."""
+        where = self.address()
+        if public and self.style == 'vanity':
+            where = address(self.name, self.endpoint, 'vanity')
+        if public and not key or len(key.encode()) > KEY_LIMIT:
+            raise ValueError('a key has 1 to %d bytes of UTF-8, not %.80r' % (KEY_LIMIT, key))
+        if (public or where.prefix != '/') and not {'.', '..'}.isdisjoint(key.split('/')):
+            raise ValueError('"." and ".." in %.80r would be resolved on the way' % key)
+        return where.scheme, where.host, where.prefix + quote(key, '/')
+
+    def _signer(self):
+        credentials, region = self.credentials.get(), self.region
+        if self._signs[0] is not credentials or self._signs[1] != region:
+            self._signs = credentials, region, Signer(credentials, region)
+        return self._signs[2]
+
+    def _now(self):
+        return self.utcnow() + self.offset
+
+    def _call(self, method, key, query=(), headers=(), body=b'', expect=''):
+        if not key and not query:  # Trap: DELETE of '' would delete the bucket
+            raise ValueError('a key must not be empty')
+        headers = Headers(headers)
+        headers['user-agent'] = 'minis3storage/' + __version__
+        if body or method in ('PUT', 'POST'):
+            headers['content-length'] = str(len(body))
+        call = _Call(self, method, key, query, headers, body, expect)
+        return self._retry(call.attempt, split_endpoint(self.endpoint)[1], call.mend)
+
+    def head_object(self, key: str, headers=()) -> Message:
+        """Return the answer's headers; get() ignores case. NoSuchKey also for a missing bucket.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
+        """
+        return self._call('HEAD', key, headers=headers).headers
+
+    def get_object(self, key: str, start: Optional[int] = None, stop: Optional[int] = None,
+                   if_match: str = '', headers=()) -> Answer:
+        """Return an Answer to be read or closed; bytes `start` up to but not with `stop`.
+
+        206 with Content-Range for a range, 200 where the server ignores it. S3Error with status
+        416 when it begins past the end, which is everywhere in an empty object.
+        PreconditionFailed if its ETag is not `if_match`.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
+        """
+        headers = Headers(headers)
+        if start is not None or stop is not None:
+            headers['range'] = 'bytes=%d-%s' % (start or 0, '' if stop is None else stop - 1)
+        if if_match:
+            headers['if-match'] = if_match
+        return self._call('GET', key, headers=headers, expect='stream')
+
+    def put_object(self, key: str, body: bytes, headers=(), if_none_match: bool = False) -> str:
+        """Store `body`, at most 5 GiB, return its ETag, quoted.
+
+        With `if_none_match` PreconditionFailed, a FileExistsError, if the key is taken, where
+        the server honours the condition: some ignore it, so look first. A 412 to a request that
+        was repeated because its answer was lost is settled by a look at the object.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
+        """
+        headers, started = Headers(headers), self.clock()
+        if self.checksums or self.checksums is None and is_aws(self.address().host):
+            headers['x-amz-checksum-sha256'] = base64.b64encode(
+                hashlib.sha256(body).digest()).decode()
+        if if_none_match and not self._ignores_conditions:
+            headers['if-none-match'] = '*'
+        try:
+            return self._call('PUT', key, headers=headers, body=body).headers.get('etag', '')
+        except PreconditionFailed as error:
+            digest = md5(body)
+            etag = digest and '"%s"' % digest.hexdigest()
+            if not (error.uncertain and etag and self._is_ours(key, etag, started)):
+                raise
+            return etag
+        except S3Error as error:
+            if error.status != 501 or 'if-none-match' not in headers:
+                raise
+        self._ignores_conditions = True
+        return self.put_object(key, body, headers=[
+            pair for pair in headers.items() if pair[0] != 'if-none-match'])
+
+    def _is_ours(self, key, etag, started):
+        """Tell whether the object has our `etag` and came after `started`, by the server's clock.
+
+        This is how a lost answer is settled: by looking, never guessed.
+        """
+        try:
+            head = self.head_object(key)
+        except NoSuchKey:
+            return False
+        stored = parse_http_date(head.get('last-modified'))
+        served = parse_http_date(head.get('date'))
+        return (head.get('etag') == etag and bool(stored and served) and
+                # HTTP's dates are whole seconds, rounded down: one for each.
+                (served - stored).total_seconds() <= self.clock() - started + 2)
+
+    def delete_object(self, key: str) -> None:
+        """Delete the object; no error if there is none.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html
+        """
+        self._call('DELETE', key)
+
+    def delete_objects(self, keys) -> None:
+        """Delete up to 1,000 objects in one request; no error for those that are not there.
+
+        S3Error if some could not be deleted: it names the first, and how many. ValueError for
+        keys that XML cannot hold.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+        """
+        keys = list(keys)
+        if not 1 <= len(keys) <= 1000 or not all(keys):
+            raise ValueError('delete_objects takes 1 to 1,000 keys, none empty')
+        body = ('<Delete><Quiet>true</Quiet>%s</Delete>' % ''.join(
+            '<Object><Key>%s</Key></Object>' % xml_text(key) for key in keys)).encode()
+        digest = md5(body)
+        if digest is None:
+            raise S3Error(errno.ENOSYS, 'delete_objects needs MD5, which this system forbids')
+        headers = {'content-md5': base64.b64encode(digest.digest()).decode(),
+                   'content-type': 'application/xml'}
+        root = self._call('POST', '', [('delete', '')], headers, body, 'DeleteResult')
+        failed = root.findall('Error')
+        if failed:
+            code, key = failed[0].findtext('Code', ''), failed[0].findtext('Key', '')
+            raise answer_error(403 if code == 'AccessDenied' else 409, code,
+                               '%d of %d objects were not deleted' % (len(failed), len(keys)), key)
+
+    def list_objects(self, prefix: str = '', delimiter: str = '', page_size: int = 1000):
+        """Yield the pages of a listing, each a Listing, in S3's order of UTF-8 bytes.
+
+        Whole or an error: an S3Error for an answer that is none, a page that says there are more
+        but not where, a token that comes again, a key outside `prefix`.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+        """
+        query = [('list-type', '2'), ('encoding-type', 'url'), ('max-keys', str(page_size)),
+                 ('prefix', prefix), ('delimiter', delimiter)]
+        query = [pair for pair in query if pair[1]]
+        seen = set()
+        token = ()
+        while token is not None:
+            root = self._call('GET', '', query + list(token), expect='ListBucketResult')
+            try:
+                page, following = self._page(root, prefix)
+            except (ValueError, TypeError) as error:
+                raise S3Error(errno.EBADMSG, 'a broken listing: %s' % error, prefix) from None
+            if following in seen:
+                raise S3Error(errno.EBADMSG, 'a broken listing: its token came again', prefix)
+            seen.add(following)
+            yield page
+            token = [('continuation-token', following)] if following else None
+
+    @staticmethod
+    def _page(root, prefix):
+        """Return (Listing, continuation token or None) of a ListBucketResult; else ValueError."""
+        # Fact: some servers leave keys as they are, and then do not say that they encoded them.
+        encoded = root.findtext('EncodingType') == 'url'
+
+        def text(element, tag):
+            found = element.findtext(tag)
+            found = urllib.parse.unquote_plus(found, errors='strict') if encoded else found
+            if not found or not found.startswith(prefix):
+                raise ValueError('%.80r is outside the prefix %.80r' % (found, prefix))
+            return found
+
+        contents = [Entry(text(element, 'Key'), int(element.findtext('Size')),
+                          element.findtext('ETag') or '',
+                          parse_iso_date(element.findtext('LastModified')))
+                    for element in root.findall('Contents')]
+        prefixes = [text(element, 'Prefix') for element in root.findall('CommonPrefixes')]
+        truncated, token = root.findtext('IsTruncated'), root.findtext('NextContinuationToken')
+        if truncated == 'true' and not token:
+            raise ValueError('truncated, but without a token')
+        return Listing(contents, prefixes), token if truncated == 'true' else None
+
+    def create_multipart_upload(self, key: str, headers=()) -> str:
+        """Begin an upload in parts, return its id. It is there, and paid for, until ended.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
+        """
+        root = self._call('POST', key, [('uploads', '')], headers,
+                          expect='InitiateMultipartUploadResult')
+        upload_id = root.findtext('UploadId')
+        if not upload_id:
+            raise S3Error(errno.EBADMSG, 'an upload without an id', key)
+        return upload_id
+
+    def upload_part(self, key: str, upload_id: str, part_number: int, body: bytes,
+                    headers=()) -> str:
+        """Store part `part_number` (1 to 10,000) of an upload, return its ETag, quoted.
+
+        Every part but the last has 5 MiB to 5 GiB. Sending a number again replaces it.
+        NoSuchUpload, an S3Error, means the upload was completed or aborted.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html
+        """
+        if not 1 <= part_number <= 10000:
+            raise ValueError('a part number is 1 to 10,000, not %r' % part_number)
+        query = [('partNumber', str(part_number)), ('uploadId', upload_id)]
+        return self._call('PUT', key, query, headers, body).headers.get('etag', '')
+
+    def complete_multipart_upload(self, key: str, upload_id: str, etags,
+                                  if_none_match: bool = False) -> str:
+        """Make the object of parts 1, 2, ... with these `etags`, return its ETag or ''.
+
+        Fact: Ceph answers an empty ETag, and ignores the condition. When the answer was lost and
+        a repetition finds no upload, or the key taken, the object is looked at.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+        """
+        etags, started = list(etags), self.clock()
+        body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
+            '<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>' % (number, xml_text(etag))
+            for number, etag in enumerate(etags, 1))).encode()
+        headers = {'content-type': 'application/xml'}
+        if if_none_match:
+            headers['if-none-match'] = '*'
+        try:
+            root = self._call('POST', key, [('uploadId', upload_id)], headers, body,
+                              'CompleteMultipartUploadResult')
+        except S3Error as error:
+            expected = error.code == 'NoSuchUpload' or isinstance(error, PreconditionFailed)
+            digest = md5()
+            if not (error.uncertain and expected and digest is not None and all(
+                    re.match(r'"[0-9a-f]{32}"\Z', etag) for etag in etags)):
+                raise
+            for etag in etags:
+                digest.update(bytes.fromhex(etag.strip('"')))
+            etag = '"%s-%d"' % (digest.hexdigest(), len(etags))
+            if not self._is_ours(key, etag, started):
+                raise
+            return etag
+        return root.findtext('ETag') or ''
+
+    def abort_multipart_upload(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; no error if it is gone.
+
+        Parts still on their way when it is sent may stay: join them first, then `list_parts`.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
+        """
+        try:
+            self._call('DELETE', key, [('uploadId', upload_id)])
+        except S3Error as error:
+            if error.code != 'NoSuchUpload':
+                raise
+
+    def list_parts(self, key: str, upload_id: str) -> list:
+        """Return [(part number, ETag, size)] of the first 1,000 parts; [] if there are none.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
+        """
+        try:
+            root = self._call('GET', key, [('uploadId', upload_id)], expect='ListPartsResult')
+        except S3Error as error:
+            if error.code != 'NoSuchUpload':
+                raise
+            return []
+        return [(int(part.findtext('PartNumber')), part.findtext('ETag'),
+                 int(part.findtext('Size'))) for part in root.findall('Part')]
+
+    def presigned_url(self, method: str, key: str, expires: int, query=(), headers=()) -> str:
+        """Return a URL for one `method` on `key` for `expires` seconds (1 to 604,800).
+
+        `query` may hold response-content-type and the like; `headers` must be sent as given.
+        """
+        scheme, host, path = self._location(key, public=True)
+        request = Request(method, scheme, host, path, query, headers, payload_hash='-')
+        return self._signer().presign(request, self._now(), expires)
+
+    def presigned_post(self, key: str, expires: int, conditions=(), fields=None) -> dict:
+        """Return {'url': ..., 'fields': ...} of a form that may POST a file to `key`.
+
+        `fields` (acl, content-type, ...) are matched exactly; `conditions` are S3's own, such as
+        ['content-length-range', 0, 1048576]. The form's ``file`` must be its last field.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-post-example.html
+        """
+        scheme, host, path = self._location(key, public=True)
+        path = path[:-len(quote(key, '/'))]
+        fields = dict(fields or {}, key=key)
+        exact = [{'bucket': self.name}] + [{name: fields[name]} for name in sorted(fields)]
+        signed = self._signer().post_policy(exact + list(conditions), self._now(), expires)
+        return {'url': '%s://%s%s' % (scheme, host, path), 'fields': dict(fields, **signed)}
+
+    def public_url(self, key: str) -> str:
+        """Return the unsigned URL of `key`."""
+        return '%s://%s%s' % self._location(key, public=True)
+
+
+# ---- 8. Files ----------------------------------------------------------------------------------
+
+FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
+MAX_RESUMES = 5          #: times a body that breaks off is resumed. Precedent: s3transfer
+
+
+class Reader(io.RawIOBase):
+    """An object as a raw file of `io`. It holds a position and bytes, never a socket.
+
+    The first range is fetched at once: NoSuchKey is raised here, and a small object is one
+    request. Every later range must be of the same object: else ObjectChanged. `size`, `etag` and
+    `headers` (of the first answer) are there without another request.
+    """
+
+    def __init__(self, bucket: Bucket, key: str):
+        super().__init__()
+        self._bucket, self._key = bucket, key
+        self._position = 0
+        self.size, self.etag, self.headers = None, '', {}
+        self._start, self._held = 0, b''
+        self._held = self._fetch(0, FIRST_RANGE)
+
+    def readable(self):
+        """Return True."""
+        return True
+
+    def seekable(self):
+        """Return True."""
+        return True
+
+    def tell(self):
+        """Return the position, in bytes."""
+        return self._position
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        """Move without a request; past the end is allowed and reads as nothing."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}
+        if whence not in base or base[whence] + offset < 0:
+            raise ValueError('cannot seek to %r from %r' % (offset, whence))
+        self._position = base[whence] + offset
+        return self._position
+
+    def readinto(self, buffer):
+        """Fill `buffer` from what is held, else from a range of its size, 64 KiB at least."""
+        self._check_open()
+        if self._position >= self.size or not len(buffer):
+            return 0
+        offset = self._position - self._start
+        if not 0 <= offset < len(self._held):
+            self._start, offset = self._position, 0
+            self._held = b''
+            self._held = self._fetch(self._position, self._position + max(
+                len(buffer), FIRST_RANGE))
+        piece = self._held[offset:offset + len(buffer)]
+        buffer[:len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def readall(self):
+        """Return the rest of the object, with one request if it is not held."""
+        self._check_open()
+        offset = max(self._position - self._start, 0)
+        held = bytes(self._held[offset:]) if self._position >= self._start else b''
+        start, self._position = self._position + len(held), max(self._position, self.size)
+        return held + self._fetch(start, self.size) if start < self.size else held
+
+    def _check_open(self):
+        if self.closed:
+            raise ValueError('read of a closed file')
+
+    def _fetch(self, start, stop):
+        """Return the bytes from `start` to before `stop`, fewer only at the object's end."""
+        body, resumes = bytearray(), 0
+        while True:
+            answer = self._ask(start + len(body), stop)
+            missing = (stop if self.size is None else min(stop, self.size)) - start - len(body)
+            piece = memoryview(bytearray(max(missing, 0)))
+            done = 0
+            try:
+                while done < missing:
+                    count = answer.readinto(piece[done:])
+                    if not count:
+                        raise Unreachable(errno.ECONNRESET, 'the body ended early', self._key)
+                    done += count
+                return bytes(body + piece)
+            except Unreachable:
+                resumes = 0 if done else resumes + 1
+                if resumes > MAX_RESUMES:
+                    raise
+                body += piece[:done]
+            finally:
+                answer.close()
+
+    def _ask(self, start, stop):
+        """Return an Answer whose body begins at byte `start` of the object first opened."""
+        first = self.size is None
+        try:
+            answer = self._bucket.get_object(self._key, start, stop, self.etag)
+        except PreconditionFailed:
+            raise self._changed() from None
+        except S3Error as error:
+            if not (first and error.status == 416):
+                raise
+            # Fact: any range of an empty object is 416, and without its headers.
+            answer = self._bucket.get_object(self._key)
+        etag = answer.headers.get('etag', '')
+        found = re.match(r'bytes (\d+)-\d+/(\d+)\Z', answer.headers.get('content-range', ''))
+        if found and int(found.group(1)) == start:  # Fact: rclone says 200, not 206
+            size, skip = int(found.group(2)), 0
+        elif not found and answer.status == 200 and answer.remaining is not None:
+            size, skip = answer.remaining, start  # Fact: some servers ignore Range
+        else:
+            answer.close()
+            raise S3Error(errno.EBADMSG, 'asked for bytes from %d, S3 answered %d %s' % (
+                start, answer.status, answer.headers.get('content-range', '')), self._key)
+        if first:
+            self.size, self.etag, self.headers = size, etag, answer.headers
+        elif (size, etag) != (self.size, self.etag):  # Fact: some servers ignore If-Match
+            answer.close()
+            raise self._changed()
+        waste = memoryview(bytearray(min(skip, SLICE)))
+        while skip:
+            skip -= answer.readinto(waste[:skip])
+        return answer
+
+    def _changed(self):
+        return ObjectChanged(errno.ESTALE, 'the object was replaced while it was read', self._key)
+
+
+class Writer(io.RawIOBase):
+    """A new object as a raw file of `io`: whole or absent.
+
+    Nothing is visible before `close()`, which stores the object. `discard()`, an exception
+    inside `with`, or dropping the writer (a ResourceWarning) leave what was there. `exclusive`
+    asks S3 to refuse a key that is taken: PreconditionFailed, a FileExistsError, at close.
+    """
+
+    def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 * 1024,
+                 exclusive: bool = False):
+        super().__init__()
+        self._bucket, self._key, self._headers = bucket, key, Headers(headers)
+        self._part_size, self._exclusive = part_size, exclusive
+        self._buffer = bytearray()
+
+    def writable(self):
+        """Return True."""
+        return True
+
+    def readinto(self, buffer):
+        """Raise UnsupportedOperation."""
+        raise io.UnsupportedOperation('open for writing, not readable')
+
+    def tell(self):
+        """Return how many bytes were written."""
+        return len(self._buffer)
+
+    def write(self, data):
+        """Take all of `data`, return its length in bytes."""
+        if self.closed:
+            raise ValueError('write to a closed file')
+        size = memoryview(data).nbytes
+        if len(self._buffer) + size > self._part_size:
+            self.discard()
+            raise NotImplementedError(
+                'this version stores objects of up to part_size (%d bytes) and no larger ones; '
+                'nothing was stored' % self._part_size)
+        self._buffer += data
+        return size
+
+    def close(self):
+        """Store the object, once. If that fails nothing is stored, and the file is closed."""
+        if self.closed:
+            return
+        body, self._buffer = bytes(self._buffer), bytearray()
+        super().close()
+        self._bucket.put_object(self._key, body, self._headers, self._exclusive)
+
+    def discard(self):
+        """Close without storing anything."""
+        self._buffer = bytearray()
+        super().close()
+
+    def __exit__(self, exc_type, exc, traceback):
+        if exc_type is None:
+            self.close()
+        else:
+            self.discard()
+
+    # Trap: io's own finalizer calls close(), and would publish what a lost file held.
+    def __del__(self):
+        if not self.closed:
+            warnings.warn('%s was neither closed nor discarded: nothing is stored' % self._key,
+                          ResourceWarning, stacklevel=2, source=self)
+            self.discard()
+
+
+# ================================== the Django line =============================================
+
+from django.conf import settings  # noqa: E402
+from django.core.exceptions import (  # noqa: E402
+    ImproperlyConfigured, SuspiciousFileOperation,
+)
+from django.core.files.base import File  # noqa: E402
+from django.core.files.storage import Storage  # noqa: E402
+from django.core.signals import setting_changed  # noqa: E402
+from django.utils import timezone  # noqa: E402
+
+# ---- 9. Options --------------------------------------------------------------------------------
+
+
+def _text(value):
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError('text is wanted, not %s' % type(value).__name__)
+    return value if isinstance(value, str) else str(value)
+
+
+def _flag(value):
+    text = str(value).lower()
+    if text not in ('1', 'true', 'yes', 'on', '0', 'false', 'no', 'off'):
+        raise ValueError('True or False is wanted, not %.80r' % (value,))
+    return text in ('1', 'true', 'yes', 'on')
+
+
+def _pairs(value):
+    return tuple(sorted(dict(value).items()))
+
+
+def _number(least, most, kind=int):
+    """Return a converter to a number from `least` to `most`."""
+    def number(value):
+        found = kind(value)
+        if isinstance(value, bool) or found != float(value) or not least <= found <= most:
+            raise ValueError('a number from %s to %s is wanted, not %r' % (least, most, value))
+        return found
+    return number
+
+
+def _prefix(value):
+    """Return a location as a prefix of keys: '' or with a slash at its end."""
+    parts = _text(value).rstrip('/').split('/') if _text(value) else []
+    if not {'', '.', '..'}.isdisjoint(parts) or '\\' in value:
+        raise ValueError('a location is like "media" or "a/b", relative; not %r' % value)
+    return '/'.join(parts + ['']) if parts else ''
+
+
+def _style(value):
+    if value not in STYLES:
+        raise ValueError('path, virtual, vanity or auto is wanted, not %.80r' % (value,))
+    return STYLES[value]
+
+
+def _verify(value):
+    return value if isinstance(value, ssl.SSLContext) or value is False else _text(value)
+
+
+class Option:
+    """One setting of a storage, declared once: a non-data descriptor.
+
+    Looked up in this order: the constructor's argument (OPTIONS), a subclass's attribute,
+    property or method, the Django `settings` in their order, the variables of `environ`, the
+    default. None, or False where it means nothing else (`keeps_false`), given to the constructor
+    or written in a subclass means the default and so switches a global setting off; None in
+    settings and an empty variable mean "not set". A callable is asked on each use.
+    """
+
+    def __init__(self, default, settings, convert=_text, doc='', environ='', aliases='',
+                 secret=False, keeps_false=False):
+        self.default, self.convert, self.__doc__ = default, convert, doc
+        self.settings, self.environ, self.aliases = (
+            settings.split(), environ.split(), aliases.split())
+        self.secret, self.keeps_false = secret, keeps_false or convert is _flag
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, storage, owner=None):
+        if storage is None:
+            return self
+        config, asked, _ = storage._resolve()
+        return self.ask(storage) if self.name in asked else getattr(config, self.name)
+
+    def find(self, storage):
+        """Return (value as written, where: constructor, subclass, settings, ... or default)."""
+        if self.name in storage._options:
+            return storage._options[self.name], 'constructor'
+        for cls in type(storage).__mro__:
+            for name in [self.name] + self.aliases:
+                written = vars(cls).get(name, self)
+                if written is not self and not isinstance(written, Option):
+                    return written, 'subclass'
+        for name in self.settings:
+            if getattr(settings, name, None) is not None:
+                return getattr(settings, name), 'settings'
+        for name in self.environ:
+            if os.environ.get(name):
+                return os.environ[name], 'environment'
+        return self.default, 'default'
+
+    def ask(self, storage):
+        """Return the value of a property, method or other callable, cleaned."""
+        value, where = self.find(storage)
+        if where == 'subclass' and hasattr(value, '__get__'):
+            value = value.__get__(storage, type(storage))  # as the class itself would bind it
+        return self.clean(value() if callable(value) else value)
+
+    def clean(self, value):
+        """Return `value` converted and checked; ImproperlyConfigured says what is wanted."""
+        if value is None or value is self.default or value is False and not self.keeps_false:
+            return self.default
+        try:
+            return self.convert(Secret(value) if self.secret and type(value) is str else value)
+        except (TypeError, ValueError) as error:
+            why = str(error)
+        raise ImproperlyConfigured('%s (%s): %s' % (self.name, ', '.join(self.settings), why))
+
+
+#: Goes up whenever Django reports a changed setting; storages then resolve afresh.
+_generation = [0]
+
+
+def _forget_settings(**_):
+    _generation[0] += 1
+
+
+setting_changed.connect(_forget_settings, dispatch_uid=__name__)
+
+
+class Options:
+    """The options of a storage. README.rst's table is checked against what stands here."""
+
+    bucket_name = Option(None, 'AWS_STORAGE_BUCKET_NAME AWS_S3_BUCKET_NAME', _text,
+                         'The bucket; required when it is first used.', aliases='bucket')
+    access_key = Option(None, 'AWS_S3_ACCESS_KEY_ID AWS_ACCESS_KEY_ID', _text,
+                        'Access key; without one the environment is asked.', secret=True)
+    secret_key = Option(None, 'AWS_S3_SECRET_ACCESS_KEY AWS_SECRET_ACCESS_KEY', _text,
+                        'Secret key, from the same place as the access key.', secret=True)
+    security_token = Option(None, 'AWS_SESSION_TOKEN AWS_SECURITY_TOKEN', _text,
+                            'Session token, only from where the keys came from.',
+                            aliases='session_token', secret=True)
+    region_name = Option(None, 'AWS_S3_REGION_NAME AWS_REGION', _text,
+                         'Region; else the one in endpoint_url, else us-east-1.',
+                         environ='AWS_REGION AWS_DEFAULT_REGION')
+    endpoint_url = Option(None, 'AWS_S3_ENDPOINT_URL', _text,
+                          'Where S3 is, if not at AWS: http(s)://host[:port][/path].',
+                          environ='AWS_ENDPOINT_URL_S3 AWS_ENDPOINT_URL')
+    addressing_style = Option('auto', 'AWS_S3_ADDRESSING_STYLE AWS_CALLING_FORMAT '
+                              'AWS_S3_CALLING_FORMAT', _style,
+                              'auto, path, virtual (subdomain) or vanity (for url() only); or '
+                              'CallingFormat\'s names, or 1, 2, 3.', aliases='calling_format')
+    use_ssl = Option(True, 'AWS_S3_USE_SSL', _flag,
+                     'False: http to AWS. The scheme of an endpoint_url wins.')
+    verify = Option(None, 'AWS_S3_VERIFY', _verify,
+                    'None: the system\'s CAs; a CA file, an ssl.SSLContext, or False: insecure.',
+                    environ='AWS_CA_BUNDLE', keeps_false=True)
+    proxies = Option(None, 'AWS_S3_PROXIES', _pairs,
+                     '{"https": url, ...}; None: the environment\'s. no_proxy is honoured.',
+                     secret=True)
+    location = Option('', 'AWS_LOCATION AWS_S3_KEY_PREFIX AWS_BUCKET_PREFIX', _prefix,
+                      'Prefix of all keys, such as "media".')
+    file_overwrite = Option(False, 'AWS_S3_FILE_OVERWRITE', _flag,
+                            'True: save() replaces an object; False: it takes another name.')
+    default_acl = Option(None, 'AWS_DEFAULT_ACL', _text,
+                         'Canned ACL of uploads; None: none is sent.', aliases='acl')
+    headers = Option({}, 'AWS_HEADERS', dict,
+                     'HTTP headers stored with every upload, such as Cache-Control.')
+    querystring_auth = Option(True, 'AWS_QUERYSTRING_AUTH AWS_QUERYSTRING_ACTIVE', _flag,
+                              'False: url() is unsigned.')
+    querystring_expire = Option(3600, 'AWS_QUERYSTRING_EXPIRE', _number(1, MAX_EXPIRES),
+                                'Seconds a signed URL lasts, 1 to 604,800.')
+    custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN', _text,
+                           'Host for url(), such as a CDN\'s; never signed.')
+    url_protocol = Option('https:', 'AWS_S3_URL_PROTOCOL', _text, 'Scheme for custom_domain.')
+    part_size = Option(8 * 1024 ** 2, 'AWS_S3_PART_SIZE AWS_S3_FILE_BUFFER_SIZE',
+                       _number(5 * 1024 ** 2, 5 * 1024 ** 3),
+                       'Bytes; in this version the largest object that can be written.')
+    connect_timeout = Option(10, 'AWS_S3_CONNECT_TIMEOUT', _number(0.001, 3600, float),
+                             'Seconds for connecting to one address, TLS and proxy included.')
+    read_timeout = Option(60, 'AWS_S3_READ_TIMEOUT', _number(0.001, 3600, float),
+                          'Seconds for each read, and for each 256 KiB sent.')
+    deadline = Option(120, 'AWS_S3_DEADLINE', _number(0, 86400, float),
+                      'Seconds after which no new attempt of a request starts.')
+    max_attempts = Option(4, 'AWS_S3_MAX_ATTEMPTS', _number(1, 20),
+                          'Attempts of one request, the first included.',
+                          environ='AWS_MAX_ATTEMPTS')
+    checksums = Option(None, 'AWS_S3_CHECKSUMS', _flag,
+                       'None: SHA-256 goes with uploads to AWS; True: to any server; False: not.')
+
+
+DECLARED = {name: option for name, option in vars(Options).items() if isinstance(option, Option)}
+Config = collections.namedtuple('Config', list(DECLARED))  #: the values of all options
+
+
+class Configured(Options):
+    """What has options: given ones in `_options`, values in `config`."""
+
+    _options = {}  # type: dict
+    _resolved = None
+
+    def _resolve(self):
+        """Return (Config, names asked on each use, {name: where}), resolved once a change."""
+        if self._resolved is None or self._resolved[0] != _generation[0]:
+            generation = _generation[0]
+            found = {name: option.find(self) for name, option in DECLARED.items()}
+            asked = frozenset(name for name, (value, _) in found.items()
+                              if callable(value) or hasattr(value, '__get__'))
+            config = Config(*(option.clean(None if name in asked else found[name][0])
+                              for name, option in DECLARED.items()))
+            self._resolved = generation, (
+                config, asked, {name: where for name, (_, where) in found.items()})
+        return self._resolved[1]
+
+    @property
+    def config(self):
+        """The options' values, a Config. Those of callables are asked anew each time."""
+        config, asked, _ = self._resolve()
+        return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
+
+
+# ---- 10. Storages ------------------------------------------------------------------------------
+
+
+class S3File(File):
+    """A file on S3: Django's File over a Reader or a Writer.
+
+    Modes r, rt (text), rb; w, wt, wb. Text is UTF-8, read with universal newlines. Reading: a
+    missing object is a FileNotFoundError at once, `size` costs no request. Writing: nothing is
+    stored before close(), nor when an exception leaves the `with` block. `open(mode)` opens it
+    again.
+    """
+
+    def __init__(self, storage, name: str, mode: str = 'rb'):
+        super().__init__(None, name)
+        self._storage = storage
+        self._open_as(mode)
+
+    def _open_as(self, mode):
+        if mode not in ('r', 'rt', 'rb', 'w', 'wt', 'wb'):
+            raise ValueError('mode %r: files on S3 are opened with r, rt, rb, w, wt or wb; to '
+                             'change or extend one, read it and write it anew' % (mode,))
+        bucket, key = self._storage._bucket(), self._storage._key(self.name)
+        if mode[0] == 'w':
+            config = self._storage.config
+            self.file = self._raw = Writer(
+                bucket, key, self._storage._headers(self.name), config.part_size)
+        else:
+            self._raw = Reader(bucket, key)
+            self.file = io.BufferedReader(self._raw, FIRST_RANGE)
+            if mode != 'rb':
+                self.file = io.TextIOWrapper(self.file, encoding='utf-8')
+        self.mode = mode
+
+    @property
+    def size(self) -> int:
+        """Bytes: of the object when reading, written so far when writing."""
+        return self._raw.tell() if self.mode[0] == 'w' else self._raw.size
+
+    def open(self, mode=None, *args, **kwargs):
+        """Go to the beginning; with a mode, or once closed, open again. Return the file."""
+        if self.closed or mode not in (None, self.mode) or self.mode[0] == 'w':
+            self.close()
+            self._open_as(mode or self.mode)
+        else:
+            self.seek(0)
+        return self
+
+    def write(self, content):
+        """Write str in text mode, bytes-like in binary; return how much was taken."""
+        if isinstance(content, str) is ('b' in self.mode):
+            raise TypeError('a file opened with %r takes %s, not %s' % (
+                self.mode, 'bytes' if 'b' in self.mode else 'str', type(content).__name__))
+        taken = self.file.write(content.encode() if isinstance(content, str) else content)
+        return len(content) if isinstance(content, str) else taken
+
+    def writelines(self, lines):
+        """Write each of `lines`."""
+        for line in lines:
+            self.write(line)
+
+    def close(self):
+        """Close; when writing, this stores the object."""
+        self.file.close()
+
+    def __exit__(self, exc_type, exc, traceback):
+        if exc_type is not None and self.mode[0] == 'w':
+            self._raw.discard()
+        self.close()
+
+
+S3StorageFile = S3File  #: the name in the 2008 file
+
+
+_NAMES = {alias: name for name, option in DECLARED.items() for alias in [name] + option.aliases}
+_SECRETS = frozenset(alias for alias, name in _NAMES.items() if DECLARED[name].secret)
+
+#: What makes two configurations talk to the same place in the same way.
+_CONNECTION = operator.attrgetter(
+    'bucket_name', 'access_key', 'secret_key', 'security_token', 'region_name', 'endpoint_url',
+    'addressing_style', 'use_ssl', 'verify', 'proxies', 'connect_timeout', 'read_timeout',
+    'deadline', 'max_attempts', 'checksums')
+
+
+class S3Storage(Configured, Storage):
+    """Django's file storage on S3.
+
+    ``S3Storage(**options)``, or positionally as in 2008: bucket, access key, secret key, ACL,
+    calling format. It holds just these; pickles and migrations get them without the secrets. Names
+    are Django's, relative to `location`; one that leaves it is a SuspiciousFileOperation. Errors
+    are S3Error, each also the OSError a disk would raise.
+    """
+
+    default_content_type = 'application/octet-stream'
+    _POSITIONAL = ('bucket_name', 'access_key', 'secret_key', 'default_acl', 'addressing_style')
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        self._arguments = args, kwargs
+        return self
+
+    def __init__(self, *args, **options):
+        if len(args) > len(self._POSITIONAL):
+            raise TypeError('S3Storage takes up to %d positional arguments: %s' % (
+                len(self._POSITIONAL), ', '.join(self._POSITIONAL)))
+        options = {name: Secret(value) if name in _SECRETS and type(value) is str else value
+                   for name, value in dict(zip(self._POSITIONAL, args), **options).items()}
+        args = ()  # this frame may end up in an error report
+        self._options = {}
+        for name, value in options.items():
+            if name not in _NAMES:
+                near = difflib.get_close_matches(name, _NAMES, 1)
+                raise ImproperlyConfigured('%s has no option %r%s' % (
+                    type(self).__name__, name, near and '; did you mean %r?' % near[0] or ''))
+            if self._options.setdefault(_NAMES[name], value) is not value:
+                raise ImproperlyConfigured('option %r is given twice' % _NAMES[name])
+        self._buckets, self._latest = {}, (None, None)  # Buckets by what they connect to
+
+    def deconstruct(self):
+        """Return (dotted path, args, kwargs) for a migration or a pickle: no secrets.
+
+        Both are files that others read; a storage made of them takes the secrets from settings.
+        """
+        cls, (args, kwargs) = type(self), self._arguments
+        if cls.__init__ is S3Storage.__init__:
+            args, kwargs = (), dict(zip(self._POSITIONAL, args), **kwargs)
+        public = {name: value for name, value in kwargs.items() if name not in _SECRETS}
+        return '%s.%s' % (cls.__module__, cls.__qualname__), args, public
+
+    def __reduce__(self):
+        _, args, kwargs = self.deconstruct()
+        return functools.partial(type(self), *args, **kwargs), ()
+
+    def __deepcopy__(self, memo=None):
+        return type(self)(*self._arguments[0], **self._arguments[1])
+
+    __copy__ = __deepcopy__
+
+    def __eq__(self, other):
+        return type(other) is type(self) and other._arguments == self._arguments
+
+    def __hash__(self):
+        return hash((type(self), frozenset(self._options)))
+
+    def __repr__(self):
+        return '<%s %s>' % (type(self).__name__, self._options.get('bucket_name') or 'by settings')
+
+    # From options to a bucket, from names to keys.
+
+    def _given_credentials(self):
+        """Return the option's Credentials or None; both keys from one place, or it is an error."""
+        config, (_, _, where) = self.config, self._resolve()
+        if not config.access_key and not config.secret_key:
+            return None
+        if not (config.access_key and config.secret_key
+                and where['access_key'] == where['secret_key']):
+            raise ImproperlyConfigured('access_key (%s) and secret_key (%s) must come together '
+                                       'from one place'
+                                       % (where['access_key'], where['secret_key']))
+        same = where['security_token'] == where['access_key']
+        return Credentials(config.access_key, config.secret_key,
+                           config.security_token or '' if same else '')
+
+    def _bucket(self) -> Bucket:
+        """Return the Bucket of the options as they are now, the same one while they stay."""
+        config = self.config
+        if self._latest[0] is config:
+            return self._latest[1]
+        key = (_generation[0],) + _CONNECTION(config)
+        if key not in self._buckets:
+            if len(self._buckets) >= 64:  # a bucket a tenant: keep the number bounded
+                self._buckets.clear()
+            failure = None
+            try:
+                self._buckets[key] = self._new_bucket(config)
+            except ValueError as error:
+                failure = str(error)
+            if failure:
+                raise ImproperlyConfigured(failure)
+        self._latest = config, self._buckets[key]
+        return self._latest[1]
+
+    def _new_bucket(self, config):
+        if not config.bucket_name:
+            raise ImproperlyConfigured('no bucket: set bucket_name (AWS_STORAGE_BUCKET_NAME)')
+        endpoint, given = config.endpoint_url, self._given_credentials()
+        region = config.region_name or endpoint and endpoint_region(endpoint)
+        if endpoint is None and not config.use_ssl:
+            endpoint = aws_endpoint(region or 'us-east-1', 'http')
+        secure = endpoint is None or endpoint.startswith('https:')
+        if config.addressing_style == 'virtual' and secure and '.' in config.bucket_name:
+            logger.warning('bucket %s has dots, no certificate covers its subdomain: path style '
+                           'is used (addressing_style, AWS_S3_ADDRESSING_STYLE)',
+                           config.bucket_name)
+        lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given),
+                   ('the environment', lambda: environment_credentials(os.environ))]
+        bucket = Bucket(
+            config.bucket_name, CredentialSource(*lookups[:1 if given else 2]),
+            region or 'us-east-1', endpoint, config.addressing_style,
+            Transport(config.verify, config.proxies and dict(config.proxies),
+                      config.connect_timeout, config.read_timeout),
+            config.checksums, config.max_attempts, config.deadline)
+        bucket.region_guessed = not region and is_aws(bucket.address().host)
+        return bucket
+
+    def _clean(self, name):
+        """Return `name` normalised and relative. SuspiciousFileOperation if it is no file's."""
+        text = str(name).replace('\\', '/')
+        parts = [part for part in text.split('/') if part not in ('', '.')]
+        why = ('is absolute' if text.startswith('/') else
+               'holds ".."' if '..' in parts else
+               'is empty' if not parts else
+               'holds control characters' if re.search('[\x00-\x1f\x7f-\x9f]', text) else
+               'holds lone surrogates' if re.search('[\ud800-\udfff]', text) else '')
+        clean = '/'.join(parts)
+        if not why and len((self.location + clean).encode()) > KEY_LIMIT:
+            why = 'makes a key of more than %d bytes' % KEY_LIMIT
+        if why:
+            raise SuspiciousFileOperation('The name %.200r %s' % (text, why))
+        return clean
+
+    def _key(self, name):
+        """Return the key of `name`: `name` is Django's, relative; `key` is S3's, complete."""
+        return self.location + self._clean(name)
+
+    def _headers(self, name, content_type=None):
+        """Return the headers to store `name` with; the options' dict is never changed."""
+        headers = Headers(self.headers)
+        if self.default_acl:
+            headers['x-amz-acl'] = self.default_acl
+        if content_type or 'content-type' not in headers:
+            guessed, encoding = mimetypes.guess_type(name)
+            if encoding:  # Why not Content-Encoding: browsers would unpack a .tar.gz on download
+                guessed = 'application/gzip' if encoding == 'gzip' else None
+            headers.pop('content-type', None)
+            headers.add('content-type', content_type or guessed or self.default_content_type)
+        return headers
+
+    # Django's methods.
+
+    def _open(self, name, mode='rb'):
+        return S3File(self, self._clean(name), mode)
+
+    def save(self, name, content, max_length=None):
+        """Store `content` under `name` or, unless file_overwrite, the next free one; return it.
+
+        The content is read from its beginning through chunks(), and left open. When another
+        takes the name between the look and the write, S3 refuses the write and the next name is
+        looked for; FileExistsError if the content cannot be read again.
+        """
+        for _ in range(20):
+            try:
+                return super().save(name, content, max_length=max_length)
+            except PreconditionFailed as error:
+                failure = error
+            try:
+                content.seek(0)
+            except (AttributeError, OSError, ValueError):
+                break
+        raise failure
+
+    def _save(self, name, content):
+        name = self._clean(name)
+        config = self.config
+        headers = self._headers(name, getattr(content, 'content_type', None))
+        with Writer(self._bucket(), self._key(name), headers, config.part_size,
+                    exclusive=not config.file_overwrite) as out:
+            for chunk in content.chunks():
+                out.write(chunk.encode() if isinstance(chunk, str) else chunk)
+        return name
+
+    def get_available_name(self, name, max_length=None):
+        """Return `name` itself to overwrite, else the first free one like it; not too long."""
+        name = self._clean(name)
+        if not self.file_overwrite:
+            return super().get_available_name(name, max_length=max_length)
+        excess = len(name) - (max_length or len(name))
+        if excess > 0:
+            folder, base = posixpath.split(name)
+            root, extension = posixpath.splitext(base)
+            if excess >= len(root):
+                raise SuspiciousFileOperation(
+                    'The name %.200r cannot be cut to %d characters' % (name, max_length))
+            name = posixpath.join(folder, root[:-excess] + extension)
+        return name
+
+    def exists(self, name) -> bool:
+        """Tell whether there is an object; '' is True. Raises if S3 does not tell, as on 403."""
+        if name == '':
+            return True
+        try:
+            self._bucket().head_object(self._key(name))
+        except NoSuchKey:
+            return False
+        return True
+
+    def delete(self, name) -> None:
+        """Delete the object; none is no error. ValueError for '' and None."""
+        if not name:
+            raise ValueError('delete() needs the name of a file')
+        self._bucket().delete_object(self._key(name))
+
+    def size(self, name) -> int:
+        """Return the object's bytes. FileNotFoundError if there is none."""
+        return int(self._bucket().head_object(self._key(name))['content-length'])
+
+    def get_modified_time(self, name) -> datetime.datetime:
+        """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE."""
+        head = self._bucket().head_object(self._key(name))
+        moment = parse_http_date(head.get('last-modified'))
+        if moment is None:
+            raise S3Error(errno.EBADMSG, 'S3 answered no Last-Modified', name)
+        if settings.USE_TZ:
+            return moment
+        return timezone.make_naive(moment, timezone.get_default_timezone())
+
+    def get_created_time(self, name):
+        """Raise NotImplementedError: S3 knows only when an object was stored last."""
+        raise NotImplementedError('S3 keeps no such time; use get_modified_time()')
+
+    get_accessed_time = get_created_time
+
+    def listdir(self, path):
+        """Return (directories, files) in `path`, names only; both empty if there is none.
+
+        Keys that are no Django names (``a//b``, ``../x``) are left out and logged.
+        """
+        root = str(path).replace('\\', '/') in ('', '.', '/')
+        prefix = self.location if root else self._key(path) + '/'
+        found = [], []
+        for page in self._bucket().list_objects(prefix, '/'):
+            for key in page.common_prefixes + [entry.key for entry in page.contents]:
+                name = key[len(prefix):]
+                base = name[:-1] if name.endswith('/') else name
+                if base in ('', '.', '..') or '/' in base or re.search(
+                        '[\x00-\x1f\x7f-\x9f\\\\]', base):
+                    if name:  # the marker of the directory itself is no file and no surprise
+                        logger.warning('listdir: %.200r is no name of Django\'s, left out', key)
+                    continue
+                found[0 if name.endswith('/') else 1].append(base)
+        return found
+
+    def url(self, name) -> str:
+        """Return a URL to read the object: signed for `querystring_expire` seconds, or not.
+
+        Unsigned if `querystring_auth` is False, and always below `custom_domain`. A trailing
+        slash is kept. No request is made.
+        """
+        text = str(name).replace('\\', '/')
+        key = self._key(text) + ('/' if text.endswith('/') else '')
+        config, bucket = self.config, self._bucket()
+        if config.custom_domain:
+            return '%s//%s/%s' % (config.url_protocol, config.custom_domain, quote(key, '/'))
+        if not config.querystring_auth:
+            return bucket.public_url(key)
+        if bucket.region_guessed:
+            bucket.region_guessed = False
+            logger.warning('region_name (AWS_S3_REGION_NAME) is not set: URLs are signed for '
+                           'us-east-1 and fail if bucket %s is elsewhere', bucket.name)
+        return bucket.presigned_url('GET', key, config.querystring_expire)
+
+
+class S3StaticStorage(S3Storage):
+    """Not built yet: files of collectstatic."""
+
+    def __init__(self, *args, **options):
+        raise NotImplementedError('%s is not in this version; keep the static files where they '
+                                  'are for now' % type(self).__name__)
+
+
+class S3ManifestStaticStorage(S3StaticStorage):
+    """Not built yet: hashed files of collectstatic."""
+
+
+# ---- 11. Command line --------------------------------------------------------------------------
+
+
+def main(arguments) -> int:
+    """Print version and SHA-256 of this file, so that vendored copies can be audited."""
+    if arguments:
+        raise NotImplementedError('python -m %s takes no arguments in this version' % (
+            __spec__.name if __spec__ else posixpath.basename(__file__)))
+    with open(__file__, 'rb') as source:
+        print('minis3storage %s sha256 %s' % (
+            __version__, hashlib.sha256(source.read()).hexdigest()))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
