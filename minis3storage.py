@@ -58,14 +58,14 @@ import warnings
 from email.header import Header
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import Optional
+from typing import Any, Callable, Iterable, Iterator, Optional
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 __version__ = '0.1.0'
 __all__ = [
     'AccessDenied', 'Bucket', 'CallingFormat', 'Credentials', 'NoCredentials', 'NoSuchBucket',
-    'NoSuchKey', 'ObjectChanged', 'PreconditionFailed', 'S3Error', 'S3File',
+    'NoSuchKey', 'NoSuchUpload', 'ObjectChanged', 'PreconditionFailed', 'S3Error', 'S3File',
     'S3ManifestStaticStorage', 'S3StaticStorage', 'S3Storage', 'S3StorageFile', 'Unreachable',
 ]
 
@@ -104,6 +104,10 @@ class NoSuchBucket(S3Error):
     """There is no such bucket. Not a FileNotFoundError: every file would pass for absent."""
 
 
+class NoSuchUpload(S3Error):
+    """The multipart upload was completed or aborted, or never was."""
+
+
 class AccessDenied(S3Error, PermissionError):
     """The credentials, their policy or the bucket's forbid it."""
 
@@ -132,7 +136,7 @@ ERRORS = {
     (403, ''): (AccessDenied, errno.EACCES),
     (404, ''): (NoSuchKey, errno.ENOENT),            # HEAD: no body, so no code
     (404, 'NoSuchBucket'): (NoSuchBucket, errno.ENXIO),
-    (404, 'NoSuchUpload'): (S3Error, errno.ESTALE),
+    (404, 'NoSuchUpload'): (NoSuchUpload, errno.ESTALE),
     (409, ''): (S3Error, errno.EBUSY),
     (412, ''): (PreconditionFailed, errno.EEXIST),
     (501, ''): (S3Error, errno.ENOSYS),
@@ -154,11 +158,13 @@ ADVICE = {
 }
 
 
-def answer_error(status, code, message, key, request_id='', facts=None):
+def answer_error(status: int, code: str, message: str, key: str, request_id: str = '',
+                 facts=None) -> S3Error:
     """Return (not raise) the exception for an answer of `status` and S3's `code`."""
     cls, number = ERRORS.get((status, code)) or ERRORS.get((status, '')) or (S3Error, errno.EIO)
-    facts = dict({'region': 'the bucket\'s', 'date': 'otherwise'}, **(facts or {}))
-    advice = ADVICE.get(code or ('AccessDenied' if status == 403 else ''), '').format(**facts)
+    facts = facts or {}
+    advice = ADVICE.get(code or ('AccessDenied' if status == 403 else ''), '').format(
+        region=facts.get('region', 'the bucket\'s'), date=facts.get('date', 'otherwise'))
     text = ': '.join(filter(None, ('%d %s' % (status, code) if code else str(status), message)))
     error = cls(number, '%s (%s)' % (text, advice) if advice else text, key)
     error.status, error.code, error.request_id, error.facts = status, code, request_id, facts
@@ -168,7 +174,7 @@ def answer_error(status, code, message, key, request_id='', facts=None):
 # ---- 2. Text -----------------------------------------------------------------------------------
 
 
-def quote(text, safe=''):
+def quote(text: str, safe: str = '') -> str:
     """Percent-encode `text` as UTF-8, all but letters, digits, ``-._~`` and `safe`.
 
     The one encoder: what is signed and what is sent come from here. A lone surrogate is a
@@ -177,7 +183,7 @@ def quote(text, safe=''):
     return urllib.parse.quote(text, safe=safe + '~')  # Fact: Python 3.6 would encode ~
 
 
-def canonical_query(pairs):
+def canonical_query(pairs: Iterable) -> str:
     """Return (name, value) pairs as a query string: encoded, then sorted as pairs.
 
     Trap: sorting decoded names puts é after Z; sorting joined text puts a-b= before a=.
@@ -185,19 +191,19 @@ def canonical_query(pairs):
     return '&'.join('%s=%s' % pair for pair in sorted((quote(n), quote(v)) for n, v in pairs))
 
 
-def utcnow():
+def utcnow() -> datetime.datetime:
     """Return the time as an aware datetime."""
     return datetime.datetime.now(datetime.timezone.utc)
 
 
-def amz_date(moment):
+def amz_date(moment: datetime.datetime) -> str:
     """Return an aware datetime as ``20130524T000000Z``. Naive ones are a ValueError."""
     if moment.tzinfo is None:
         raise ValueError('a signature needs an aware datetime, not %r' % moment)
     return moment.astimezone(datetime.timezone.utc).strftime('%Y%m%dT%H%M%SZ')
 
 
-def parse_http_date(text):
+def parse_http_date(text: Optional[str]) -> Optional[datetime.datetime]:
     """Return HTTP's ``Wed, 12 Oct 2009 17:50:00 GMT`` as an aware datetime, None if it is none."""
     try:
         moment = parsedate_to_datetime(text)
@@ -206,7 +212,7 @@ def parse_http_date(text):
     return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
 
 
-def parse_iso_date(text):
+def parse_iso_date(text: str) -> datetime.datetime:
     """Return S3's ``2009-10-12T17:50:30.000Z`` as an aware datetime. Else ValueError."""
     found = re.match(r'(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d+)?Z?\Z', text or '')
     if not found:
@@ -226,7 +232,7 @@ class _TreeBuilder(ElementTree.TreeBuilder):
         raise ValueError('XML with a DOCTYPE is refused')
 
 
-def parse_xml(body):
+def parse_xml(body: bytes) -> ElementTree.Element:
     """Return the root element of an answer, without namespaces. Anything else is a ValueError.
 
     Fact: S3 keeps slow answers alive with white space before ``<?xml``; ElementTree refuses it.
@@ -239,7 +245,7 @@ def parse_xml(body):
         raise ValueError('not XML: %s' % error) from None
 
 
-def xml_text(text):
+def xml_text(text: str) -> str:
     """Return `text` escaped for XML. ValueError for characters that XML 1.0 cannot hold."""
     if re.search('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]', text):
         raise ValueError('XML cannot hold the characters of %.80r' % text)
@@ -285,7 +291,7 @@ class Headers(dict):
         for name, value in headers.items() if hasattr(headers, 'items') else headers:
             self.add(name, value)
 
-    def add(self, name, value):
+    def add(self, name: str, value: str) -> None:
         """Add `value`, after a comma if the name is there already."""
         if not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", name):
             raise ValueError('not a header name: %.80r' % name)
@@ -327,15 +333,15 @@ class Request:
     pairs. `body` is bytes-like; `payload_hash` its SHA-256 in hex, computed if not given.
     """
 
-    def __init__(self, method, scheme, host, path, query=(), headers=(), body=b'',
-                 payload_hash=None):
+    def __init__(self, method: str, scheme: str, host: str, path: str, query=(), headers=(),
+                 body: bytes = b'', payload_hash: str = ''):
         self.method, self.scheme, self.host, self.path = method, scheme, host, path
         self.query, self.headers, self.body = list(query), Headers(headers), body
         self.target = path + ('?' + canonical_query(self.query) if self.query else '')
         self.payload_hash = payload_hash or hashlib.sha256(body).hexdigest()
 
 
-def canonical_request(request, headers, payload_hash):
+def canonical_request(request: Request, headers: Headers, payload_hash: str) -> tuple:
     """Return (canonical request, signed header names joined by ``;``) for `headers`.
 
     White space within values is collapsed here and nowhere else: what is sent keeps it.
@@ -347,7 +353,7 @@ def canonical_request(request, headers, payload_hash):
     return '\n'.join(lines + ['', signed, payload_hash]), signed
 
 
-def string_to_sign(stamp, scope, canonical):
+def string_to_sign(stamp: str, scope: str, canonical: str) -> str:
     """Return what is signed: `stamp` as of `amz_date`, `scope` as of `Signer.scope`."""
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     return '\n'.join((ALGORITHM, stamp, scope, digest))
@@ -424,7 +430,7 @@ class Signer:
             request.scheme, request.host, asked.target,
             self.signature(stamp, string_to_sign(stamp, self.scope(stamp), canonical)))
 
-    def post_policy(self, conditions, now: datetime.datetime, expires: int) -> dict:
+    def post_policy(self, conditions: Iterable, now: datetime.datetime, expires: int) -> dict:
         """Return the fields that let a browser's form POST what `conditions` allow.
 
         `conditions` are S3's: {'key': 'a'}, ['starts-with', '$key', 'a/'],
@@ -477,7 +483,7 @@ _REGION_LABEL = re.compile(
     r'|(?:^|\.)([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com$')
 
 
-def split_endpoint(url):
+def split_endpoint(url: str) -> tuple:
     """Return (scheme, host, path) of an endpoint URL; the host has its port unless default.
 
     ValueError, saying what to write, for anything but http(s)://host[:port][/path].
@@ -502,7 +508,7 @@ def split_endpoint(url):
     return parts.scheme, host, path
 
 
-def endpoint_region(url):
+def endpoint_region(url: str) -> Optional[str]:
     """Return the region an endpoint's host names (AWS, B2, Wasabi, Spaces, ...), else None."""
     host = split_endpoint(url)[1].partition(':')[0]
     if host.endswith('.r2.cloudflarestorage.com'):
@@ -511,7 +517,7 @@ def endpoint_region(url):
     return next(filter(None, found.groups())) if found else None
 
 
-def aws_endpoint(region, scheme='https'):
+def aws_endpoint(region: str, scheme: str = 'https') -> str:
     """Return AWS's regional endpoint: the global one redirects, and browsers' CORS fails on it."""
     if not re.match(r'(?!us-iso)[a-z]{2,}-[a-z0-9-]+-\d+\Z', region):
         raise ValueError('%.80r is no AWS region; set endpoint_url for another provider' % region)
@@ -519,7 +525,7 @@ def aws_endpoint(region, scheme='https'):
     return '%s://s3.%s.amazonaws.%s' % (scheme, region, domain)
 
 
-def is_aws(host):
+def is_aws(host: str) -> bool:
     """Tell whether `host` is AWS's own."""
     return bool(_AWS_HOST.search(host.partition(':')[0]))
 
@@ -574,7 +580,8 @@ _pools = {}  # type: dict
 class _Response(http.client.HTTPResponse):
     """http.client's response, which skips 100 but neither 102 nor 103, and reads any length."""
 
-    def begin(self):
+    def begin(self) -> None:
+        """Read the head of the final answer. HTTPException if it does not say how long it is."""
         for _ in range(16):
             super().begin()
             if not 100 <= self.status < 200:
@@ -698,13 +705,27 @@ class Answer:
         raise S3Error(errno.EMSGSIZE, 'an answer of more than %d bytes is refused' % limit)
 
 
+@functools.lru_cache(maxsize=16)
+def _tls_context(verify):
+    """Return the SSLContext of `verify`, made once: loading the system's CAs takes 21 ms."""
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    context = ssl.create_default_context(cafile=verify or None)
+    if verify is False:
+        warnings.warn('verify=False: anyone on the way can read and change what goes to S3',
+                      RuntimeWarning, stacklevel=2)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class _KeepAliveHandler(urllib.request.BaseHandler):
     """Sends over a pooled, stock http.client connection. The opener's only network handler."""
 
     def __init__(self, verify, connect_timeout, read_timeout):
         self.verify, self.timeouts = verify, (connect_timeout, read_timeout)
 
-    def http_open(self, outgoing):
+    def http_open(self, outgoing: _Outgoing) -> Answer:
         """Return an Answer, over an idle connection if one is there and alive.
 
         A reused connection that dies before the first byte of the answer is replaced once.
@@ -764,20 +785,6 @@ class _KeepAliveHandler(urllib.request.BaseHandler):
             raise
 
 
-@functools.lru_cache(maxsize=16)
-def _tls_context(verify):
-    """Return the SSLContext of `verify`, made once: loading the system's CAs takes 21 ms."""
-    if isinstance(verify, ssl.SSLContext):
-        return verify
-    context = ssl.create_default_context(cafile=verify or None)
-    if verify is False:
-        warnings.warn('verify=False: anyone on the way can read and change what goes to S3',
-                      RuntimeWarning, stacklevel=2)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 class Transport:
     """Sends signed requests: connections kept alive, proxies, TLS. Safe in threads and forks.
 
@@ -833,8 +840,8 @@ RETRIED_CODES = THROTTLED | {'RequestTimeout', 'InternalError', 'ConditionalRequ
 LONGEST_PAUSE = 20  #: seconds, also for Retry-After: a server may ask for an hour
 
 
-def retry(attempt, host, mend=lambda error: False, max_attempts=4, deadline=120,
-          clock=time.monotonic, sleep=time.sleep, rand=random.random):
+def retry(attempt: Callable, host: str, mend: Callable = lambda error: False, max_attempts=4,
+          deadline=120, clock=time.monotonic, sleep=time.sleep, rand=random.random) -> Any:
     """Return what `attempt()` returns; repeat it while its S3Error is a passing one.
 
     `attempt` signs afresh each time. `mend(error)` may repair the cause (a wrong region): then
@@ -877,7 +884,7 @@ def retry(attempt, host, mend=lambda error: False, max_attempts=4, deadline=120,
 # ---- 6. Credential sources ---------------------------------------------------------------------
 
 
-def environment_credentials(environ):
+def environment_credentials(environ: dict) -> Optional[Credentials]:
     """Return the Credentials of AWS's environment variables, None if there are none.
 
     AWS_S3_ forms first. A set is complete or unused; a token is never taken from another set.
@@ -931,7 +938,7 @@ Entry = collections.namedtuple('Entry', 'key size etag last_modified')
 Listing = collections.namedtuple('Listing', 'contents common_prefixes')
 
 
-def md5(data=b''):
+def md5(data: bytes = b'') -> Any:
     """Return hashlib's MD5 of `data`, None where FIPS forbids it. Integrity, not secrecy."""
     try:
         return hashlib.md5(data, usedforsecurity=False)
@@ -975,7 +982,7 @@ class _Call:
         self.detour = None    # (scheme, host, path) of a 307
         self.region = None    # the one last signed for
 
-    def attempt(self):
+    def attempt(self) -> Any:
         """Return what `expect` says: 'stream' an unread Answer, '' one read, a tag its element."""
         bucket = self.bucket
         self.region = bucket.region
@@ -1000,7 +1007,7 @@ class _Call:
         return root
 
     @staticmethod
-    def xml(answer, limit):
+    def xml(answer: Answer, limit: int) -> ElementTree.Element:
         """Return the root element of the body; an empty one named as what came, if no XML did."""
         body = answer.read(limit)
         try:
@@ -1008,7 +1015,7 @@ class _Call:
         except ValueError as error:
             return ElementTree.Element(str(error))
 
-    def error(self, answer, status, root=None):
+    def error(self, answer: Answer, status: int, root=None) -> S3Error:
         """Return the exception for `answer`, reading its body unless `root` is given."""
         if root is None:
             try:
@@ -1032,7 +1039,7 @@ class _Call:
         failure.uncertain = answer.resent
         return failure
 
-    def mend(self, error):
+    def mend(self, error: S3Error) -> bool:
         """Repair the region, the clock, the token or the host if `error` names it; else False."""
         for kind in (self.mend_region, self.mend_clock, self.mend_token, self.mend_host):
             if kind.__name__ not in self.mended and kind(error):
@@ -1040,7 +1047,7 @@ class _Call:
                 return True
         return False
 
-    def mend_region(self, error):
+    def mend_region(self, error: S3Error) -> bool:
         """Sign for the region the answer names; the bucket remembers it."""
         region = error.facts.get('region')
         named = error.status in (301, 307) or error.status == 400 and error.code in (
@@ -1052,7 +1059,7 @@ class _Call:
         self.bucket.region = region
         return True
 
-    def mend_clock(self, error):
+    def mend_clock(self, error: S3Error) -> bool:
         """Take the offset of this machine's clock from the answer's Date, if below a day."""
         served = parse_http_date(error.facts.get('date'))
         offset = served - self.bucket.utcnow() if served else datetime.timedelta()
@@ -1064,14 +1071,14 @@ class _Call:
             return True
         return False
 
-    def mend_token(self, error):
+    def mend_token(self, error: S3Error) -> bool:
         """Ask for new credentials if these have expired."""
         expired = error.code in ('ExpiredToken', 'TokenRefreshRequired') or (
             self.method == 'HEAD' and error.status == 400 and not error.code
             and bool(self.bucket.credentials.get().session_token))
         return expired and self.bucket.credentials.renew()
 
-    def mend_host(self, error):
+    def mend_host(self, error: S3Error) -> bool:
         """Go where a 307 points, below the endpoint's domain. No other Location is followed."""
         to = urllib.parse.urlsplit(error.facts.get('location', ''))
         scheme, host, _ = self.bucket._location(self.key)
@@ -1200,37 +1207,36 @@ class Bucket:
         if self.checksums or self.checksums is None and is_aws(self.address().host):
             headers['x-amz-checksum-sha256'] = base64.b64encode(
                 hashlib.sha256(body).digest()).decode()
-        if if_none_match and not self._ignores_conditions:
-            headers['if-none-match'] = '*'
+        conditional = if_none_match and not self._ignores_conditions
+        condition = {'if-none-match': '*'} if conditional else {}
         try:
-            return self._call('PUT', key, headers=headers, body=body).headers.get('etag', '')
+            answer = self._call('PUT', key, (), dict(headers, **condition), body)
+            return answer.headers.get('etag', '')
         except PreconditionFailed as error:
             digest = md5(body)
-            etag = digest and '"%s"' % digest.hexdigest()
-            if not (error.uncertain and etag and self._is_ours(key, etag, started)):
-                raise
-            return etag
+            return self._settle(error, key, digest and '"%s"' % digest.hexdigest(), started)
         except S3Error as error:
-            if error.status != 501 or 'if-none-match' not in headers:
+            if error.status != 501 or not conditional:
                 raise
         self._ignores_conditions = True
-        return self.put_object(key, body, headers=[
-            pair for pair in headers.items() if pair[0] != 'if-none-match'])
+        return self.put_object(key, body, headers)
 
-    def _is_ours(self, key, etag, started):
-        """Tell whether the object has our `etag` and came after `started`, by the server's clock.
+    def _settle(self, error, key, etag, started):
+        """Return `etag` if the object has it and came after `started`, else raise `error`.
 
-        This is how a lost answer is settled: by looking, never guessed.
+        A lost answer is settled by looking, never guessed; the clock is the server's own.
         """
-        try:
-            head = self.head_object(key)
-        except NoSuchKey:
-            return False
+        head = {}  # type: Any
+        if error.uncertain and etag:
+            with contextlib.suppress(NoSuchKey):
+                head = self.head_object(key)
         stored = parse_http_date(head.get('last-modified'))
         served = parse_http_date(head.get('date'))
-        return (head.get('etag') == etag and bool(stored and served) and
-                # HTTP's dates are whole seconds, rounded down: one for each.
-                (served - stored).total_seconds() <= self.clock() - started + 2)
+        # HTTP's dates are whole seconds, rounded down: one for each.
+        if (head.get('etag') != etag or not stored or not served
+                or (served - stored).total_seconds() > self.clock() - started + 2):
+            raise error
+        return etag
 
     def delete_object(self, key: str) -> None:
         """Delete the object; no error if there is none.
@@ -1239,7 +1245,7 @@ class Bucket:
         """
         self._call('DELETE', key)
 
-    def delete_objects(self, keys) -> None:
+    def delete_objects(self, keys: Iterable[str]) -> None:
         """Delete up to 1,000 objects in one request; no error for those that are not there.
 
         S3Error if some could not be deleted: it names the first, and how many. ValueError for
@@ -1264,7 +1270,8 @@ class Bucket:
             raise answer_error(403 if code == 'AccessDenied' else 409, code,
                                '%d of %d objects were not deleted' % (len(failed), len(keys)), key)
 
-    def list_objects(self, prefix: str = '', delimiter: str = '', page_size: int = 1000):
+    def list_objects(self, prefix: str = '', delimiter: str = '',
+                     page_size: int = 1000) -> Iterator[Listing]:
         """Yield the pages of a listing, each a Listing, in S3's order of UTF-8 bytes.
 
         Whole or an error: an S3Error for an answer that is none, a page that says there are more
@@ -1338,7 +1345,7 @@ class Bucket:
         query = [('partNumber', str(part_number)), ('uploadId', upload_id)]
         return self._call('PUT', key, query, headers, body).headers.get('etag', '')
 
-    def complete_multipart_upload(self, key: str, upload_id: str, etags,
+    def complete_multipart_upload(self, key: str, upload_id: str, etags: Iterable[str],
                                   if_none_match: bool = False) -> str:
         """Make the object of parts 1, 2, ... with these `etags`, return its ETag or ''.
 
@@ -1351,24 +1358,19 @@ class Bucket:
         body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
             '<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>' % (number, xml_text(etag))
             for number, etag in enumerate(etags, 1))).encode()
-        headers = {'content-type': 'application/xml'}
-        if if_none_match:
-            headers['if-none-match'] = '*'
+        headers = dict({'content-type': 'application/xml'},
+                       **({'if-none-match': '*'} if if_none_match else {}))
         try:
             root = self._call('POST', key, [('uploadId', upload_id)], headers, body,
                               'CompleteMultipartUploadResult')
-        except S3Error as error:
-            expected = error.code == 'NoSuchUpload' or isinstance(error, PreconditionFailed)
+        except (NoSuchUpload, PreconditionFailed) as error:
             digest = md5()
-            if not (error.uncertain and expected and digest is not None and all(
-                    re.match(r'"[0-9a-f]{32}"\Z', etag) for etag in etags)):
-                raise
-            for etag in etags:
-                digest.update(bytes.fromhex(etag.strip('"')))
-            etag = '"%s-%d"' % (digest.hexdigest(), len(etags))
-            if not self._is_ours(key, etag, started):
-                raise
-            return etag
+            if digest and all(re.match(r'"[0-9a-f]{32}"\Z', etag) for etag in etags):
+                digest.update(bytes.fromhex(''.join(etags).replace('"', '')))
+            else:
+                digest = None
+            return self._settle(
+                error, key, digest and '"%s-%d"' % (digest.hexdigest(), len(etags)), started)
         return root.findtext('ETag') or ''
 
     def abort_multipart_upload(self, key: str, upload_id: str) -> None:
@@ -1378,11 +1380,8 @@ class Bucket:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
         """
-        try:
+        with contextlib.suppress(NoSuchUpload):
             self._call('DELETE', key, [('uploadId', upload_id)])
-        except S3Error as error:
-            if error.code != 'NoSuchUpload':
-                raise
 
     def list_parts(self, key: str, upload_id: str) -> list:
         """Return [(part number, ETag, size)] of the first 1,000 parts; [] if there are none.
@@ -1391,9 +1390,7 @@ class Bucket:
         """
         try:
             root = self._call('GET', key, [('uploadId', upload_id)], expect='ListPartsResult')
-        except S3Error as error:
-            if error.code != 'NoSuchUpload':
-                raise
+        except NoSuchUpload:
             return []
         return [(int(part.findtext('PartNumber')), part.findtext('ETag'),
                  int(part.findtext('Size'))) for part in root.findall('Part')]
@@ -1449,19 +1446,19 @@ class Reader(io.RawIOBase):
         self._start, self._held = 0, b''
         self._held = self._fetch(0, FIRST_RANGE)
 
-    def readable(self):
+    def readable(self) -> bool:
         """Return True."""
         return True
 
-    def seekable(self):
+    def seekable(self) -> bool:
         """Return True."""
         return True
 
-    def tell(self):
+    def tell(self) -> int:
         """Return the position, in bytes."""
         return self._position
 
-    def seek(self, offset, whence=io.SEEK_SET):
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move without a request; past the end is allowed and reads as nothing."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}
         if whence not in base or base[whence] + offset < 0:
@@ -1469,7 +1466,7 @@ class Reader(io.RawIOBase):
         self._position = base[whence] + offset
         return self._position
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` from what is held, else from a range of its size, 64 KiB at least."""
         self._check_open()
         if self._position >= self.size or not len(buffer):
@@ -1485,7 +1482,7 @@ class Reader(io.RawIOBase):
         self._position += len(piece)
         return len(piece)
 
-    def readall(self):
+    def readall(self) -> bytes:
         """Return the rest of the object, with one request if it is not held."""
         self._check_open()
         offset = max(self._position - self._start, 0)
@@ -1571,19 +1568,19 @@ class Writer(io.RawIOBase):
         self._part_size, self._exclusive = part_size, exclusive
         self._buffer = bytearray()
 
-    def writable(self):
+    def writable(self) -> bool:
         """Return True."""
         return True
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: memoryview) -> int:
         """Raise UnsupportedOperation."""
         raise io.UnsupportedOperation('open for writing, not readable')
 
-    def tell(self):
+    def tell(self) -> int:
         """Return how many bytes were written."""
         return len(self._buffer)
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
         """Take all of `data`, return its length in bytes."""
         if self.closed:
             raise ValueError('write to a closed file')
@@ -1596,7 +1593,7 @@ class Writer(io.RawIOBase):
         self._buffer += data
         return size
 
-    def close(self):
+    def close(self) -> None:
         """Store the object, once. If that fails nothing is stored, and the file is closed."""
         if self.closed:
             return
@@ -1604,7 +1601,7 @@ class Writer(io.RawIOBase):
         super().close()
         self._bucket.put_object(self._key, body, self._headers, self._exclusive)
 
-    def discard(self):
+    def discard(self) -> None:
         """Close without storing anything."""
         self._buffer = bytearray()
         super().close()
@@ -1679,7 +1676,8 @@ def _style(value):
 
 
 def _verify(value):
-    return value if isinstance(value, ssl.SSLContext) or value is False else _text(value)
+    # An SSLContext is told by what it does: TLS is Transport's business.
+    return value if hasattr(value, 'wrap_socket') or value is False else _text(value)
 
 
 class Option:
@@ -1692,9 +1690,9 @@ class Option:
     settings and an empty variable mean "not set". A callable is asked on each use.
     """
 
-    def __init__(self, default, settings, convert=_text, doc='', environ='', aliases='',
-                 secret=False, keeps_false=False):
-        self.default, self.convert, self.__doc__ = default, convert, doc
+    def __init__(self, default, settings, convert=_text, environ='', aliases='', secret=False,
+                 keeps_false=False):
+        self.default, self.convert = default, convert
         self.settings, self.environ, self.aliases = (
             settings.split(), environ.split(), aliases.split())
         self.secret, self.keeps_false = secret, keeps_false or convert is _flag
@@ -1708,7 +1706,7 @@ class Option:
         config, asked, _ = storage._resolve()
         return self.ask(storage) if self.name in asked else getattr(config, self.name)
 
-    def find(self, storage):
+    def find(self, storage: 'Configured') -> tuple:
         """Return (value as written, where: constructor, subclass, settings, ... or default)."""
         if self.name in storage._options:
             return storage._options[self.name], 'constructor'
@@ -1725,14 +1723,14 @@ class Option:
                 return os.environ[name], 'environment'
         return self.default, 'default'
 
-    def ask(self, storage):
+    def ask(self, storage: 'Configured') -> Any:
         """Return the value of a property, method or other callable, cleaned."""
         value, where = self.find(storage)
         if where == 'subclass' and hasattr(value, '__get__'):
             value = value.__get__(storage, type(storage))  # as the class itself would bind it
         return self.clean(value() if callable(value) else value)
 
-    def clean(self, value):
+    def clean(self, value: Any) -> Any:
         """Return `value` converted and checked; ImproperlyConfigured says what is wanted."""
         if value is None or value is self.default or value is False and not self.keeps_false:
             return self.default
@@ -1755,64 +1753,63 @@ setting_changed.connect(_forget_settings, dispatch_uid=__name__)
 
 
 class Options:
-    """The options of a storage. README.rst's table is checked against what stands here."""
+    """The options of a storage. README.rst's table is made of what stands here."""
 
-    bucket_name = Option(None, 'AWS_STORAGE_BUCKET_NAME AWS_S3_BUCKET_NAME', _text,
-                         'The bucket; required when it is first used.', aliases='bucket')
-    access_key = Option(None, 'AWS_S3_ACCESS_KEY_ID AWS_ACCESS_KEY_ID', _text,
-                        'Access key; without one the environment is asked.', secret=True)
-    secret_key = Option(None, 'AWS_S3_SECRET_ACCESS_KEY AWS_SECRET_ACCESS_KEY', _text,
-                        'Secret key, from the same place as the access key.', secret=True)
-    security_token = Option(None, 'AWS_SESSION_TOKEN AWS_SECURITY_TOKEN', _text,
-                            'Session token, only from where the keys came from.',
-                            aliases='session_token', secret=True)
-    region_name = Option(None, 'AWS_S3_REGION_NAME AWS_REGION', _text,
-                         'Region; else the one in endpoint_url, else us-east-1.',
-                         environ='AWS_REGION AWS_DEFAULT_REGION')
-    endpoint_url = Option(None, 'AWS_S3_ENDPOINT_URL', _text,
-                          'Where S3 is, if not at AWS: http(s)://host[:port][/path].',
-                          environ='AWS_ENDPOINT_URL_S3 AWS_ENDPOINT_URL')
-    addressing_style = Option('auto', 'AWS_S3_ADDRESSING_STYLE AWS_CALLING_FORMAT '
-                              'AWS_S3_CALLING_FORMAT', _style,
-                              'auto, path, virtual (subdomain) or vanity (for url() only); or '
-                              'CallingFormat\'s names, or 1, 2, 3.', aliases='calling_format')
-    use_ssl = Option(True, 'AWS_S3_USE_SSL', _flag,
-                     'False: http to AWS. The scheme of an endpoint_url wins.')
-    verify = Option(None, 'AWS_S3_VERIFY', _verify,
-                    'None: the system\'s CAs; a CA file, an ssl.SSLContext, or False: insecure.',
-                    environ='AWS_CA_BUNDLE', keeps_false=True)
-    proxies = Option(None, 'AWS_S3_PROXIES', _pairs,
-                     '{"https": url, ...}; None: the environment\'s. no_proxy is honoured.',
-                     secret=True)
-    location = Option('', 'AWS_LOCATION AWS_S3_KEY_PREFIX AWS_BUCKET_PREFIX', _prefix,
-                      'Prefix of all keys, such as "media".')
-    file_overwrite = Option(False, 'AWS_S3_FILE_OVERWRITE', _flag,
-                            'True: save() replaces an object; False: it takes another name.')
-    default_acl = Option(None, 'AWS_DEFAULT_ACL', _text,
-                         'Canned ACL of uploads; None: none is sent.', aliases='acl')
-    headers = Option({}, 'AWS_HEADERS', dict,
-                     'HTTP headers stored with every upload, such as Cache-Control.')
-    querystring_auth = Option(True, 'AWS_QUERYSTRING_AUTH AWS_QUERYSTRING_ACTIVE', _flag,
-                              'False: url() is unsigned.')
-    querystring_expire = Option(3600, 'AWS_QUERYSTRING_EXPIRE', _number(1, MAX_EXPIRES),
-                                'Seconds a signed URL lasts, 1 to 604,800.')
-    custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN', _text,
-                           'Host for url(), such as a CDN\'s; never signed.')
-    url_protocol = Option('https:', 'AWS_S3_URL_PROTOCOL', _text, 'Scheme for custom_domain.')
+    #: The bucket; required when it is first used.
+    bucket_name = Option(None, 'AWS_STORAGE_BUCKET_NAME AWS_S3_BUCKET_NAME', aliases='bucket')
+    #: Access key; without one the environment is asked.
+    access_key = Option(None, 'AWS_S3_ACCESS_KEY_ID AWS_ACCESS_KEY_ID', secret=True)
+    #: Secret key, from the same place as the access key.
+    secret_key = Option(None, 'AWS_S3_SECRET_ACCESS_KEY AWS_SECRET_ACCESS_KEY', secret=True)
+    #: Session token, only from where the keys came from.
+    security_token = Option(None, 'AWS_SESSION_TOKEN AWS_SECURITY_TOKEN', aliases='session_token',
+        secret=True)
+    #: Region; else the one in endpoint_url, else us-east-1.
+    region_name = Option(None, 'AWS_S3_REGION_NAME AWS_REGION',
+        environ='AWS_REGION AWS_DEFAULT_REGION')
+    #: Where S3 is, if not at AWS: http(s)://host[:port][/path].
+    endpoint_url = Option(None, 'AWS_S3_ENDPOINT_URL',
+        environ='AWS_ENDPOINT_URL_S3 AWS_ENDPOINT_URL')
+    #: auto, path, virtual (subdomain) or vanity (for url() only); or CallingFormat's names, or 1,
+    #: 2, 3.
+    addressing_style = Option('auto',
+        'AWS_S3_ADDRESSING_STYLE AWS_CALLING_FORMAT AWS_S3_CALLING_FORMAT', _style,
+        aliases='calling_format')
+    #: False: http to AWS. The scheme of an endpoint_url wins.
+    use_ssl = Option(True, 'AWS_S3_USE_SSL', _flag)
+    #: None: the system's CAs; a CA file, an ssl.SSLContext, or False: insecure.
+    verify = Option(None, 'AWS_S3_VERIFY', _verify, environ='AWS_CA_BUNDLE', keeps_false=True)
+    #: {"https": url, ...}; None: the environment's. no_proxy is honoured.
+    proxies = Option(None, 'AWS_S3_PROXIES', _pairs, secret=True)
+    #: Prefix of all keys, such as "media".
+    location = Option('', 'AWS_LOCATION AWS_S3_KEY_PREFIX AWS_BUCKET_PREFIX', _prefix)
+    #: True: save() replaces an object; False: it takes another name.
+    file_overwrite = Option(False, 'AWS_S3_FILE_OVERWRITE', _flag)
+    #: Canned ACL of uploads; None: none is sent.
+    default_acl = Option(None, 'AWS_DEFAULT_ACL', aliases='acl')
+    #: HTTP headers stored with every upload, such as Cache-Control.
+    headers = Option({}, 'AWS_HEADERS', dict)
+    #: False: url() is unsigned.
+    querystring_auth = Option(True, 'AWS_QUERYSTRING_AUTH AWS_QUERYSTRING_ACTIVE', _flag)
+    #: Seconds a signed URL lasts, 1 to 604,800.
+    querystring_expire = Option(3600, 'AWS_QUERYSTRING_EXPIRE', _number(1, MAX_EXPIRES))
+    #: Host for url(), such as a CDN's; never signed.
+    custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN')
+    #: Scheme for custom_domain.
+    url_protocol = Option('https:', 'AWS_S3_URL_PROTOCOL')
+    #: Bytes; in this version the largest object that can be written.
     part_size = Option(8 * 1024 ** 2, 'AWS_S3_PART_SIZE AWS_S3_FILE_BUFFER_SIZE',
-                       _number(5 * 1024 ** 2, 5 * 1024 ** 3),
-                       'Bytes; in this version the largest object that can be written.')
-    connect_timeout = Option(10, 'AWS_S3_CONNECT_TIMEOUT', _number(0.001, 3600, float),
-                             'Seconds for connecting to one address, TLS and proxy included.')
-    read_timeout = Option(60, 'AWS_S3_READ_TIMEOUT', _number(0.001, 3600, float),
-                          'Seconds for each read, and for each 256 KiB sent.')
-    deadline = Option(120, 'AWS_S3_DEADLINE', _number(0, 86400, float),
-                      'Seconds after which no new attempt of a request starts.')
-    max_attempts = Option(4, 'AWS_S3_MAX_ATTEMPTS', _number(1, 20),
-                          'Attempts of one request, the first included.',
-                          environ='AWS_MAX_ATTEMPTS')
-    checksums = Option(None, 'AWS_S3_CHECKSUMS', _flag,
-                       'None: SHA-256 goes with uploads to AWS; True: to any server; False: not.')
+        _number(5 * 1024 ** 2, 5 * 1024 ** 3))
+    #: Seconds for connecting to one address, TLS and proxy included.
+    connect_timeout = Option(10, 'AWS_S3_CONNECT_TIMEOUT', _number(0.001, 3600, float))
+    #: Seconds for each read, and for each 256 KiB sent.
+    read_timeout = Option(60, 'AWS_S3_READ_TIMEOUT', _number(0.001, 3600, float))
+    #: Seconds after which no new attempt of a request starts.
+    deadline = Option(120, 'AWS_S3_DEADLINE', _number(0, 86400, float))
+    #: Attempts of one request, the first included.
+    max_attempts = Option(4, 'AWS_S3_MAX_ATTEMPTS', _number(1, 20), environ='AWS_MAX_ATTEMPTS')
+    #: None: SHA-256 goes with uploads to AWS; True: to any server; False: not.
+    checksums = Option(None, 'AWS_S3_CHECKSUMS', _flag)
 
 
 DECLARED = {name: option for name, option in vars(Options).items() if isinstance(option, Option)}
@@ -1839,7 +1836,7 @@ class Configured(Options):
         return self._resolved[1]
 
     @property
-    def config(self):
+    def config(self) -> Config:
         """The options' values, a Config. Those of callables are asked anew each time."""
         config, asked, _ = self._resolve()
         return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
@@ -1883,7 +1880,7 @@ class S3File(File):
         """Bytes: of the object when reading, written so far when writing."""
         return self._raw.tell() if self.mode[0] == 'w' else self._raw.size
 
-    def open(self, mode=None, *args, **kwargs):
+    def open(self, mode=None, *args, **kwargs) -> 'S3File':
         """Go to the beginning; with a mode, or once closed, open again. Return the file."""
         if self.closed or mode not in (None, self.mode) or self.mode[0] == 'w':
             self.close()
@@ -1892,7 +1889,7 @@ class S3File(File):
             self.seek(0)
         return self
 
-    def write(self, content):
+    def write(self, content: Any) -> int:
         """Write str in text mode, bytes-like in binary; return how much was taken."""
         if isinstance(content, str) is ('b' in self.mode):
             raise TypeError('a file opened with %r takes %s, not %s' % (
@@ -1900,12 +1897,12 @@ class S3File(File):
         taken = self.file.write(content.encode() if isinstance(content, str) else content)
         return len(content) if isinstance(content, str) else taken
 
-    def writelines(self, lines):
+    def writelines(self, lines: Iterable) -> None:
         """Write each of `lines`."""
         for line in lines:
             self.write(line)
 
-    def close(self):
+    def close(self) -> None:
         """Close; when writing, this stores the object."""
         self.file.close()
 
@@ -1921,11 +1918,12 @@ S3StorageFile = S3File  #: the name in the 2008 file
 _NAMES = {alias: name for name, option in DECLARED.items() for alias in [name] + option.aliases}
 _SECRETS = frozenset(alias for alias, name in _NAMES.items() if DECLARED[name].secret)
 
-#: What makes two configurations talk to the same place in the same way.
-_CONNECTION = operator.attrgetter(
-    'bucket_name', 'access_key', 'secret_key', 'security_token', 'region_name', 'endpoint_url',
-    'addressing_style', 'use_ssl', 'verify', 'proxies', 'connect_timeout', 'read_timeout',
-    'deadline', 'max_attempts', 'checksums')
+#: The options that make two configurations talk to the same place in the same way.
+Connection = collections.namedtuple(
+    'Connection', 'bucket_name access_key secret_key security_token region_name endpoint_url '
+    'addressing_style use_ssl verify proxies connect_timeout read_timeout deadline max_attempts '
+    'checksums')
+_connection = operator.attrgetter(*Connection._fields)
 
 
 class S3Storage(Configured, Storage):
@@ -1960,9 +1958,14 @@ class S3Storage(Configured, Storage):
                     type(self).__name__, name, near and '; did you mean %r?' % near[0] or ''))
             if self._options.setdefault(_NAMES[name], value) is not value:
                 raise ImproperlyConfigured('option %r is given twice' % _NAMES[name])
-        self._buckets, self._latest = {}, (None, None)  # Buckets by what they connect to
+        # Read as attributes these win over what a subclass wrote, as they do in `config`.
+        vars(self).update((name, DECLARED[name].clean(value))
+                          for name, value in self._options.items() if not callable(value))
+        # A Bucket keeps what it learns, of its region and clock: one for each connection.
+        self._bucket_of = functools.lru_cache(maxsize=64)(self._new_bucket)
+        self._latest = (None, None)  # the Config that was used last and its Bucket
 
-    def deconstruct(self):
+    def deconstruct(self) -> tuple:
         """Return (dotted path, args, kwargs) for a migration or a pickle: no secrets.
 
         Both are files that others read; a storage made of them takes the secrets from settings.
@@ -1993,43 +1996,39 @@ class S3Storage(Configured, Storage):
 
     # From options to a bucket, from names to keys.
 
-    def _given_credentials(self):
-        """Return the option's Credentials or None; both keys from one place, or it is an error."""
-        config, (_, _, where) = self.config, self._resolve()
+    def _given_credentials(self, config):
+        """Return the options' Credentials or None; both keys from one place, or it is an error."""
         if not config.access_key and not config.secret_key:
             return None
+        where = self._resolve()[2]
         if not (config.access_key and config.secret_key
                 and where['access_key'] == where['secret_key']):
-            raise ImproperlyConfigured('access_key (%s) and secret_key (%s) must come together '
-                                       'from one place'
-                                       % (where['access_key'], where['secret_key']))
+            raise ImproperlyConfigured(
+                'access_key (%s) and secret_key (%s) must come together, from one place'
+                % (where['access_key'], where['secret_key']))
         same = where['security_token'] == where['access_key']
         return Credentials(config.access_key, config.secret_key,
-                           config.security_token or '' if same else '')
+                           same and config.security_token or '')
 
     def _bucket(self) -> Bucket:
         """Return the Bucket of the options as they are now, the same one while they stay."""
         config = self.config
-        if self._latest[0] is config:
-            return self._latest[1]
-        key = (_generation[0],) + _CONNECTION(config)
-        if key not in self._buckets:
-            if len(self._buckets) >= 64:  # a bucket a tenant: keep the number bounded
-                self._buckets.clear()
+        if self._latest[0] is not config:
             failure = None
             try:
-                self._buckets[key] = self._new_bucket(config)
+                bucket = self._bucket_of(_generation[0], *_connection(config))
             except ValueError as error:
                 failure = str(error)
             if failure:
                 raise ImproperlyConfigured(failure)
-        self._latest = config, self._buckets[key]
+            self._latest = config, bucket
         return self._latest[1]
 
-    def _new_bucket(self, config):
+    def _new_bucket(self, generation, *connection):
+        config = Connection(*connection)
         if not config.bucket_name:
             raise ImproperlyConfigured('no bucket: set bucket_name (AWS_STORAGE_BUCKET_NAME)')
-        endpoint, given = config.endpoint_url, self._given_credentials()
+        endpoint, given = config.endpoint_url, self._given_credentials(config)
         region = config.region_name or endpoint and endpoint_region(endpoint)
         if endpoint is None and not config.use_ssl:
             endpoint = aws_endpoint(region or 'us-east-1', 'http')
@@ -2059,7 +2058,7 @@ class S3Storage(Configured, Storage):
                'holds control characters' if re.search('[\x00-\x1f\x7f-\x9f]', text) else
                'holds lone surrogates' if re.search('[\ud800-\udfff]', text) else '')
         clean = '/'.join(parts)
-        if not why and len((self.location + clean).encode()) > KEY_LIMIT:
+        if not why and len((self.config.location + clean).encode()) > KEY_LIMIT:
             why = 'makes a key of more than %d bytes' % KEY_LIMIT
         if why:
             raise SuspiciousFileOperation('The name %.200r %s' % (text, why))
@@ -2067,13 +2066,14 @@ class S3Storage(Configured, Storage):
 
     def _key(self, name):
         """Return the key of `name`: `name` is Django's, relative; `key` is S3's, complete."""
-        return self.location + self._clean(name)
+        return self.config.location + self._clean(name)
 
     def _headers(self, name, content_type=None):
         """Return the headers to store `name` with; the options' dict is never changed."""
-        headers = Headers(self.headers)
-        if self.default_acl:
-            headers['x-amz-acl'] = self.default_acl
+        config = self.config
+        headers = Headers(config.headers)
+        if config.default_acl:
+            headers['x-amz-acl'] = config.default_acl
         if content_type or 'content-type' not in headers:
             guessed, encoding = mimetypes.guess_type(name)
             if encoding:  # Why not Content-Encoding: browsers would unpack a .tar.gz on download
@@ -2087,7 +2087,7 @@ class S3Storage(Configured, Storage):
     def _open(self, name, mode='rb'):
         return S3File(self, self._clean(name), mode)
 
-    def save(self, name, content, max_length=None):
+    def save(self, name: Any, content: Any, max_length: Optional[int] = None) -> str:
         """Store `content` under `name` or, unless file_overwrite, the next free one; return it.
 
         The content is read from its beginning through chunks(), and left open. When another
@@ -2115,10 +2115,10 @@ class S3Storage(Configured, Storage):
                 out.write(chunk.encode() if isinstance(chunk, str) else chunk)
         return name
 
-    def get_available_name(self, name, max_length=None):
+    def get_available_name(self, name: str, max_length: Optional[int] = None) -> str:
         """Return `name` itself to overwrite, else the first free one like it; not too long."""
         name = self._clean(name)
-        if not self.file_overwrite:
+        if not self.config.file_overwrite:
             return super().get_available_name(name, max_length=max_length)
         excess = len(name) - (max_length or len(name))
         if excess > 0:
@@ -2130,7 +2130,7 @@ class S3Storage(Configured, Storage):
             name = posixpath.join(folder, root[:-excess] + extension)
         return name
 
-    def exists(self, name) -> bool:
+    def exists(self, name: str) -> bool:
         """Tell whether there is an object; '' is True. Raises if S3 does not tell, as on 403."""
         if name == '':
             return True
@@ -2140,17 +2140,17 @@ class S3Storage(Configured, Storage):
             return False
         return True
 
-    def delete(self, name) -> None:
+    def delete(self, name: str) -> None:
         """Delete the object; none is no error. ValueError for '' and None."""
         if not name:
             raise ValueError('delete() needs the name of a file')
         self._bucket().delete_object(self._key(name))
 
-    def size(self, name) -> int:
+    def size(self, name: str) -> int:
         """Return the object's bytes. FileNotFoundError if there is none."""
         return int(self._bucket().head_object(self._key(name))['content-length'])
 
-    def get_modified_time(self, name) -> datetime.datetime:
+    def get_modified_time(self, name: str) -> datetime.datetime:
         """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE."""
         head = self._bucket().head_object(self._key(name))
         moment = parse_http_date(head.get('last-modified'))
@@ -2160,19 +2160,19 @@ class S3Storage(Configured, Storage):
             return moment
         return timezone.make_naive(moment, timezone.get_default_timezone())
 
-    def get_created_time(self, name):
+    def get_created_time(self, name: str) -> None:
         """Raise NotImplementedError: S3 knows only when an object was stored last."""
         raise NotImplementedError('S3 keeps no such time; use get_modified_time()')
 
     get_accessed_time = get_created_time
 
-    def listdir(self, path):
+    def listdir(self, path: str) -> tuple:
         """Return (directories, files) in `path`, names only; both empty if there is none.
 
         Keys that are no Django names (``a//b``, ``../x``) are left out and logged.
         """
         root = str(path).replace('\\', '/') in ('', '.', '/')
-        prefix = self.location if root else self._key(path) + '/'
+        prefix = self.config.location if root else self._key(path) + '/'
         found = [], []
         for page in self._bucket().list_objects(prefix, '/'):
             for key in page.common_prefixes + [entry.key for entry in page.contents]:
@@ -2186,7 +2186,7 @@ class S3Storage(Configured, Storage):
                 found[0 if name.endswith('/') else 1].append(base)
         return found
 
-    def url(self, name) -> str:
+    def url(self, name: str) -> str:
         """Return a URL to read the object: signed for `querystring_expire` seconds, or not.
 
         Unsigned if `querystring_auth` is False, and always below `custom_domain`. A trailing
@@ -2221,7 +2221,7 @@ class S3ManifestStaticStorage(S3StaticStorage):
 # ---- 11. Command line --------------------------------------------------------------------------
 
 
-def main(arguments) -> int:
+def main(arguments: list) -> int:
     """Print version and SHA-256 of this file, so that vendored copies can be audited."""
     if arguments:
         raise NotImplementedError('python -m %s takes no arguments in this version' % (

@@ -35,7 +35,6 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # 
 try:
     import django
     from django.conf import settings
-    from django.core.cache import cache  # noqa: F401 (the story uses it)
     from django.core.exceptions import ImproperlyConfigured
     from django.core.files.base import ContentFile
     from django.core.files.storage import default_storage
@@ -195,100 +194,17 @@ urlpatterns = [
 
 # ---- The story -------------------------------------------------------------------------------
 
-STORY = """
-A storage: the words are Django's, the bytes are on S3.
->>> default_storage.__class__
-<class 'minis3storage.S3Storage'>
->>> default_storage.exists('storage_test')
-False
->>> file = default_storage.open('storage_test', 'w')
->>> file.write('storage contents')
-16
->>> file.close()
->>> default_storage.exists('storage_test')
-True
->>> file = default_storage.open('storage_test', 'r')
->>> file.read()
-'storage contents'
->>> file.close()
->>> default_storage.delete('storage_test')
->>> default_storage.exists('storage_test')
-False
-
-An object without a file has limited functionality.
->>> first = Resume()
->>> first.pdf
-<FieldFile: None>
->>> first.pdf.size
-Traceback (most recent call last):
-ValueError: The 'pdf' attribute has no file associated with it.
-
-Saving a file enables full functionality.
->>> first.pdf.save('django_test.txt', ContentFile('content'))
->>> first.pdf
-<FieldFile: pdfs/django_test.txt>
->>> first.pdf.size
-7
->>> first.pdf.read()
-b'content'
-
-Files can be read a little at a time, as bytes or as text.
->>> _ = first.pdf.open()
->>> first.pdf.read(3)
-b'con'
->>> first.pdf.read()
-b'tent'
->>> first.pdf.close()
->>> _ = first.pdf.open('r')
->>> '-'.join(first.pdf.chunks(chunk_size=2))
-'co-nt-en-t'
->>> first.pdf.close()
-
-The same name twice gets another name.
->>> second = Resume()
->>> second.pdf.save('django_test.txt', ContentFile('more content'))
->>> second.pdf
-<FieldFile: pdfs/django_test_...txt>
->>> second.pdf.size
-12
-
-Objects go through Django's cache, which pickles them.
->>> cache.set('second', second)
->>> cache.get('second').pdf
-<FieldFile: pdfs/django_test_...txt>
->>> cache.get('second').pdf.read()
-b'more content'
-
-A default is one file for all objects, and stays when they go.
->>> default_storage.save('letters/default.txt', ContentFile('default content'))
-'letters/default.txt'
->>> letter = Letter.objects.create()
->>> letter.text.read()
-b'default content'
->>> _ = letter.delete()
->>> Letter().text.read()
-b'default content'
-
-A callable upload_to is asked once for each file.
->>> letter = Letter()
->>> letter.copy.save('letter.txt', ContentFile('a letter'))
->>> letter.copy
-<FieldFile: number-1/letter.txt>
-
-Clean up. The post_delete receiver above deletes the files of a Resume.
->>> name = first.pdf.name
->>> _ = first.delete(), second.delete()
->>> default_storage.exists(name)
-False
->>> letter.copy.delete()
->>> default_storage.delete('letters/default.txt')
->>> default_storage.listdir('')
-([], [])
-"""
+README = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'README.rst')
 
 
 class Failure(Exception):
     """One sentence for the user: what is wrong and what to do about it."""
+
+
+def story():
+    """Return README's story, a doctest."""
+    with io.open(README, encoding='utf-8') as file:
+        return file.read().partition('.. story\n')[2].partition('.. end of the story')[0]
 
 
 def tell(story):
@@ -298,7 +214,7 @@ def tell(story):
         if isinstance(piece, str):
             print('\n' + piece.strip() + '\n' if piece.strip() else '', end='')
             continue
-        print('>>> ' + piece.source, end='')
+        print('>>> ' + piece.source.rstrip().replace('\n', '\n... '))
         output = io.StringIO()
         try:
             with contextlib.redirect_stdout(output):
@@ -475,7 +391,8 @@ def main(once, port):
             s3['AWS_LOCATION']))
         default_storage.listdir('')  # if this fails there is nothing to clean up
         stack.callback(clean_up)
-        tell(STORY)
+        tell(story())
+        Resume.objects.all().delete()  # their files are gone already
         if once:
             visit()
         else:
