@@ -33,6 +33,7 @@ django-storages (2008) and from S3.py, Amazon's sample library, on which it stoo
 SPDX-License-Identifier: BSD-3-Clause
 """
 
+import atexit
 import base64
 import collections
 import contextlib
@@ -73,6 +74,9 @@ logger = logging.getLogger('minis3storage')
 
 
 # ---- 1. Errors ---------------------------------------------------------------------------------
+#
+# S3's own codes as class names, each also what a disk would have raised. They are made in
+# OSError's form, cls(errno, message, key), so that they pickle.
 
 
 class S3Error(OSError):
@@ -172,6 +176,8 @@ def answer_error(status: int, code: str, message: str, key: str, request_id: str
 
 
 # ---- 2. Text -----------------------------------------------------------------------------------
+#
+# Text as S3 wants it and as S3 gives it. What is refused here is a ValueError.
 
 
 def quote(text: str, safe: str = '') -> str:
@@ -207,7 +213,7 @@ def parse_http_date(text: Optional[str]) -> Optional[datetime.datetime]:
     """Return HTTP's ``Wed, 12 Oct 2009 17:50:00 GMT`` as an aware datetime, None if it is none."""
     try:
         moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError):  # Fact: TypeError before 3.10, ValueError since
+    except (TypeError, ValueError, IndexError, OverflowError):  # Fact: TypeError before 3.10
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
 
@@ -218,8 +224,8 @@ def parse_iso_date(text: str) -> datetime.datetime:
     if not found:
         raise ValueError('not a date of S3\'s: %.40r' % text)
     *numbers, fraction = found.groups('0')
-    micro = datetime.timedelta(seconds=float(fraction))
-    return datetime.datetime(*map(int, numbers), tzinfo=datetime.timezone.utc) + micro
+    micro = int(fraction[1:7].ljust(6, '0'))
+    return datetime.datetime(*map(int, numbers), micro, datetime.timezone.utc)
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
@@ -241,7 +247,7 @@ def parse_xml(body: bytes) -> ElementTree.Element:
     try:
         parser.feed(body.lstrip())
         return parser.close()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
         raise ValueError('not XML: %s' % error) from None
 
 
@@ -276,6 +282,11 @@ class Secret(str):
 
     def __repr__(self):
         return "'...'"
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """Return text as a Secret, anything else as it is."""
+        return cls(value) if isinstance(value, str) else value
 
 
 class Headers(dict):
@@ -312,13 +323,15 @@ class Credentials:
 
     def __init__(self, access_key: str, secret_key: str, session_token: Optional[str] = None,
                  expires: Optional[datetime.datetime] = None):
-        secret_key, session_token = Secret(secret_key or ''), Secret(session_token or '')
+        # Trap: until it is checked, what was given as the access key may be the secret one.
+        access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
+        self.access_key, session_token = '', Secret(session_token or '')
         for name, value in (('access_key', access_key), ('secret_key', secret_key)):
-            if not re.match(r'[\x21-\x7e]+\Z', value or ''):
+            if not re.match(r'[\x21-\x7e]+\Z', value):
                 raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
         if re.search('[/,]', access_key):
             raise ValueError('access_key holds a "/" or ",": is it the secret key?')
-        self.access_key, self.secret_key = access_key, secret_key
+        self.access_key, self.secret_key = str(access_key), secret_key
         self.session_token, self.expires = session_token, expires
 
     def __repr__(self):
@@ -448,6 +461,9 @@ class Signer:
 
 
 # ---- 4. Addressing -----------------------------------------------------------------------------
+#
+# Pure as well: a bucket's name, an endpoint and a style go in, the parts of a URL come out.
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
 
 
 class CallingFormat:
@@ -477,7 +493,7 @@ Address = collections.namedtuple('Address', 'scheme host prefix')
 _AWS_HOST = re.compile(r'(?:^|\.)amazonaws\.(?:com|com\.cn|eu)$')
 _REGION_LABEL = re.compile(
     r'(?:^|\.)s3(?:-fips|-accesspoint)?(?:\.dualstack)?[.-]([a-z]{2,}-[a-z0-9-]+-\d+)'
-    r'\.amazonaws\.(?:com|com\.cn|eu)$'
+    r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)$'
     r'|(?:^|\.)s3\.([a-z0-9-]+)\.(?:backblazeb2\.com|wasabisys\.com|scw\.cloud'
     r'|io\.cloud\.ovh\.(?:net|us))$'
     r'|(?:^|\.)([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com$')
@@ -519,7 +535,7 @@ def endpoint_region(url: str) -> Optional[str]:
 
 def aws_endpoint(region: str, scheme: str = 'https') -> str:
     """Return AWS's regional endpoint: the global one redirects, and browsers' CORS fails on it."""
-    if not re.match(r'(?!us-iso)[a-z]{2,}-[a-z0-9-]+-\d+\Z', region):
+    if not re.match(r'(?![a-z]+-iso)[a-z]{2,}-[a-z0-9-]+-[0-9]+\Z', region):
         raise ValueError('%.80r is no AWS region; set endpoint_url for another provider' % region)
     domain = {'cn': 'com.cn', 'eusc': 'eu'}.get(region.split('-')[0], 'com')
     return '%s://s3.%s.amazonaws.%s' % (scheme, region, domain)
@@ -540,13 +556,14 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
         hint = '; use the access point\'s alias' if bucket.startswith('arn:') else ''
         raise ValueError('not a bucket\'s name: %.80r%s' % (bucket, hint))
     scheme, host, path = split_endpoint(endpoint)
-    label = re.match(r'[a-z0-9][a-z0-9.-]*[a-z0-9]\Z', bucket) and '..' not in bucket
+    label = re.match(r'[a-z0-9][a-z0-9.-]{,61}[a-z0-9]\Z', bucket) and '..' not in bucket
     accelerated = is_aws(host) and host.startswith('s3-accelerate')
     if style == 'auto':
         style = 'virtual' if is_aws(host) else 'path'
-    if style == 'virtual' and (not label or scheme == 'https' and '.' in bucket):
+    numeric = re.match(r'\[|[0-9.]+(:|\Z)', host)  # an IP address has no subdomains
+    if style == 'virtual' and (not label or numeric or scheme == 'https' and '.' in bucket):
         style = 'path'
-    if style == 'path' and accelerated:
+    if accelerated and (style == 'path' or '.' in bucket):
         raise ValueError('S3 Transfer Acceleration needs a bucket name without dots, in '
                          'subdomain style; %r is none' % bucket)
     if style == 'vanity' and not label:
@@ -577,19 +594,39 @@ SLICE = 256 * 1024  #: bytes sent in one call: sendall() counts its timeout in t
 _pools = {}  # type: dict
 
 
+class _Head:
+    """The lines of an answer's head. Trap: http.client takes one that was cut for a whole one,
+    and waits without end for what follows a 100."""
+
+    def __init__(self, file):
+        self._file, self._lines, self.close = file, 0, file.close
+
+    def readline(self, limit):
+        line = self._file.readline(limit)
+        self._lines += 1
+        if self._lines > 1 and not line.endswith(b'\n') or self._lines > 1000:
+            raise http.client.HTTPException('the head of the answer broke off or has no end')
+        return line
+
+
 class _Response(http.client.HTTPResponse):
     """http.client's response, which skips 100 but neither 102 nor 103, and reads any length."""
 
     def begin(self) -> None:
         """Read the head of the final answer. HTTPException if it does not say how long it is."""
-        for _ in range(16):
+        file, self.fp = self.fp, _Head(self.fp)
+        try:
             super().begin()
-            if not 100 <= self.status < 200:
-                break
-            self.headers = self.msg = None  # begin() does nothing while there are headers
-        lengths = set(self.headers.get_all('content-length', ()) if self.headers else ('none',))
-        if len(lengths) > 1 or not all(re.match(r'\d{1,18}\Z', text) for text in lengths):
-            raise http.client.HTTPException('no end of interim answers, or no length of the body')
+            while 100 <= self.status < 200:
+                self.headers = self.msg = None  # begin() does nothing while there are headers
+                super().begin()
+        finally:
+            self.fp = self.fp and file  # None: it is closed
+        lengths = set(self.headers.get_all('content-length', ()))
+        if len(lengths) > 1 or not all(re.match(r'\d{1,18}\s*\Z', text) for text in lengths):
+            raise http.client.HTTPException('the answer has no length, or more than one')
+        if self.headers.get('transfer-encoding') and not self.chunked:
+            raise http.client.HTTPException('the answer\'s transfer-encoding is not chunked')
 
 
 class _Outgoing(urllib.request.Request):
@@ -635,10 +672,19 @@ def _check_out(key):
                 dead = poll.poll(0)
             else:  # Windows, where it does not
                 dead = select.select([connection.sock], [], [], 0)[0]
+            # Trap: what TLS has deciphered already makes no socket readable.
+            dead = dead or getattr(connection.sock, 'pending', int)()
             if not dead and time.monotonic() - since <= POOL_AGE:
                 return connection
             connection.close()
     return None
+
+
+@atexit.register
+def _close_idle():
+    for idle in _pools.values():
+        for _, connection in idle:
+            connection.close()  # else each is a ResourceWarning at the interpreter's end
 
 
 class Answer:
@@ -710,7 +756,10 @@ def _tls_context(verify):
     """Return the SSLContext of `verify`, made once: loading the system's CAs takes 21 ms."""
     if isinstance(verify, ssl.SSLContext):
         return verify
-    context = ssl.create_default_context(cafile=verify or None)
+    try:
+        context = ssl.create_default_context(cafile=verify or None)
+    except OSError as error:
+        raise ValueError('verify: no CA certificates in %r: %s' % (verify, error)) from None
     if verify is False:
         warnings.warn('verify=False: anyone on the way can read and change what goes to S3',
                       RuntimeWarning, stacklevel=2)
@@ -738,7 +787,7 @@ class _KeepAliveHandler(urllib.request.BaseHandler):
                self.verify if secure else None)
         connection = resent = _check_out(key)
         if connection is not None:
-            with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
                 return self._exchange(connection, key, outgoing, False)
         if secure:
             connection = http.client.HTTPSConnection(
@@ -771,9 +820,10 @@ class _KeepAliveHandler(urllib.request.BaseHandler):
                 body = memoryview(request.body)
                 for start in range(0, len(body), SLICE):
                     connection.send(body[start:start + SLICE])
-            except ConnectionError as error:
+            except (ConnectionError, ssl.SSLEOFError, socket.timeout) as error:
                 # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
                 refused = error
+                connection.sock.settimeout(min(1, self.timeouts[1]))
             try:
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException):
@@ -882,6 +932,9 @@ def retry(attempt: Callable, host: str, mend: Callable = lambda error: False, ma
 
 
 # ---- 6. Credential sources ---------------------------------------------------------------------
+#
+# One source, complete or unused: a token of one place never goes with the keys of another, as
+# that answers 403 with a message that points nowhere.
 
 
 def environment_credentials(environ: dict) -> Optional[Credentials]:
@@ -927,6 +980,9 @@ class CredentialSource:
 
 
 # ---- 7. Bucket ---------------------------------------------------------------------------------
+#
+# One method an action of S3's, with S3's name. It returns when the action is done, or raises: an
+# error is never turned into an answer. All come down to `_Call`, a request and its repetitions.
 
 ERROR_LIMIT = 64 * 1024        #: bytes of an error's body, and of one nobody needs
 XML_LIMIT = 8 * 1024 * 1024    #: bytes of a listing's page
@@ -941,9 +997,10 @@ Listing = collections.namedtuple('Listing', 'contents common_prefixes')
 def md5(data: bytes = b'') -> Any:
     """Return hashlib's MD5 of `data`, None where FIPS forbids it. Integrity, not secrecy."""
     try:
-        return hashlib.md5(data, usedforsecurity=False)
-    except TypeError:  # Fact: the keyword is new in 3.9
-        return hashlib.md5(data)
+        try:
+            return hashlib.md5(data, usedforsecurity=False)
+        except TypeError:  # Fact: the keyword is new in 3.9
+            return hashlib.md5(data)
     except ValueError:
         return None
 
@@ -994,17 +1051,15 @@ class _Call:
             raise self.error(answer, answer.status)
         if self.expect == 'stream':
             return answer
-        if not self.expect:
-            answer.read(ERROR_LIMIT)
-            return answer
-        root = self.xml(answer, XML_LIMIT)
+        root = self.xml(answer, XML_LIMIT if self.expect else ERROR_LIMIT)
         if root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
             raise self.error(answer, 500, root)
         # Fact: rclone names the answer to CreateMultipartUpload without "Result".
-        if root.tag not in (self.expect, self.expect[:-len('Result')]):
-            raise S3Error(errno.EBADMSG, '%s answered %.40r where S3 answers %r: is that S3?' % (
-                host, root.tag, self.expect), self.key)
-        return root
+        if (root.tag not in (self.expect, self.expect[:-len('Result')]) if self.expect
+                else self.method in ('HEAD', 'PUT') and 'etag' not in answer.headers):
+            raise S3Error(errno.EBADMSG, '%s answered %.40r without %s: is that S3?' % (
+                host, root.tag, self.expect or 'an ETag'), self.key)
+        return root if self.expect else answer
 
     @staticmethod
     def xml(answer: Answer, limit: int) -> ElementTree.Element:
@@ -1027,14 +1082,13 @@ class _Call:
         for name, unit in (('retry-after', 1), ('x-amz-retry-after', 1000)):
             if re.match(r'\d{1,9}\Z', answer.headers.get(name, '')):
                 facts['retry-after'] = int(answer.headers[name]) / unit
-        if not re.match(r'[a-z0-9-]{1,64}\Z', facts['region'] or ''):
+        if not re.match(r'[a-z0-9][a-z0-9-]{0,63}\Z', facts['region'] or ''):
             del facts['region']
         # Printable and short, it goes to logs. Trap: elsewhere the body echoes StringToSign.
-        code, message, number = (re.sub(r'[^\x20-\x7e]+', ' ', root.findtext(tag) or '')[:300]
-                                 for tag in ('Code', 'Message', 'RequestId'))
-        failure = answer_error(status, code, message or answer.reason,
-                               self.key or self.bucket.name,
-                               answer.headers.get('x-amz-request-id') or number,
+        code, message, number = (re.sub(r'[^\x20-\x7e]+', ' ', text or '')[:300] for text in (
+            root.findtext('Code'), root.findtext('Message') or answer.reason,
+            answer.headers.get('x-amz-request-id') or root.findtext('RequestId')))
+        failure = answer_error(status, code, message, self.key or self.bucket.name, number,
                                {name: fact for name, fact in facts.items() if fact})
         failure.uncertain = answer.resent
         return failure
@@ -1063,10 +1117,11 @@ class _Call:
         """Take the offset of this machine's clock from the answer's Date, if below a day."""
         served = parse_http_date(error.facts.get('date'))
         offset = served - self.bucket.utcnow() if served else datetime.timedelta()
-        seconds = abs(offset.total_seconds())
+        # Compared with the offset in use: this machine's clock may have been set right since.
+        seconds = abs((offset - self.bucket.offset).total_seconds())
         skewed = error.code == 'RequestTimeTooSkewed' or (  # HEAD has no body and so no code
             self.method == 'HEAD' and error.status == 403 and seconds > 900)
-        if skewed and 1 < seconds < 86400:
+        if served and skewed and seconds > 1 and abs(offset) < datetime.timedelta(days=1):
             self.bucket.offset = offset
             return True
         return False
@@ -1080,14 +1135,18 @@ class _Call:
 
     def mend_host(self, error: S3Error) -> bool:
         """Go where a 307 points, below the endpoint's domain. No other Location is followed."""
-        to = urllib.parse.urlsplit(error.facts.get('location', ''))
         scheme, host, _ = self.bucket._location(self.key)
         domain = 'amazonaws.com' if is_aws(host) else split_endpoint(self.bucket.endpoint)[1]
+        try:
+            to = urllib.parse.urlsplit(error.facts.get('location', ''))
+            target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
+        except ValueError:  # none, or none that a request can go to
+            return False
         if (error.status != 307 or to.scheme != scheme
-                or not (to.hostname or '').endswith('.' + domain.partition(':')[0])
+                or not target.partition(':')[0].endswith('.' + domain.partition(':')[0])
                 or not to.path.endswith('/' + quote(self.key, '/'))):
             return False
-        self.detour = scheme, split_endpoint('%s://%s' % (scheme, to.netloc))[1], to.path
+        self.detour = scheme, target, to.path
         return True
 
 
@@ -1128,7 +1187,8 @@ class Bucket:
             return aws_endpoint(self.region)
         named = endpoint_region(self._endpoint)
         if named and is_aws(split_endpoint(self._endpoint)[1]):
-            return re.sub(r'\b%s\b' % re.escape(named), self.region, self._endpoint, count=1)
+            return re.sub(r'\b%s\b' % re.escape(named), self.region, self._endpoint, count=1,
+                          flags=re.IGNORECASE)
         return self._endpoint
 
     def address(self) -> Address:
@@ -1152,16 +1212,20 @@ class Bucket:
         return where.scheme, where.host, where.prefix + quote(key, '/')
 
     def _signer(self):
+        """Return the Signer of the credentials and the region as they are now."""
         credentials, region = self.credentials.get(), self.region
         if self._signs[0] is not credentials or self._signs[1] != region:
             self._signs = credentials, region, Signer(credentials, region)
         return self._signs[2]
 
     def _now(self):
+        """Return the time by the server's clock, as far as it told."""
         return self.utcnow() + self.offset
 
     def _call(self, method, key, query=(), headers=(), body=b'', expect=''):
-        if not key and not query:  # Trap: DELETE of '' would delete the bucket
+        """Return what `_Call.attempt` does, after as many attempts as it takes."""
+        # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
+        if not key and expect not in ('ListBucketResult', 'DeleteResult'):
             raise ValueError('a key must not be empty')
         headers = Headers(headers)
         headers['user-agent'] = 'minis3storage/' + __version__
@@ -1218,8 +1282,9 @@ class Bucket:
         except S3Error as error:
             if error.status != 501 or not conditional:
                 raise
-        self._ignores_conditions = True
-        return self.put_object(key, body, headers)
+        etag = self.put_object(key, body, headers)
+        self._ignores_conditions = True  # it was the condition: without it all went well
+        return etag
 
     def _settle(self, error, key, etag, started):
         """Return `etag` if the object has it and came after `started`, else raise `error`.
@@ -1371,7 +1436,8 @@ class Bucket:
                 digest = None
             return self._settle(
                 error, key, digest and '"%s-%d"' % (digest.hexdigest(), len(etags)), started)
-        return root.findtext('ETag') or ''
+        etag = (root.findtext('ETag') or '').strip('"')
+        return etag and '"%s"' % etag  # Fact: Ceph's answer to a repetition has no quotes
 
     def abort_multipart_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; no error if it is gone.
@@ -1390,7 +1456,7 @@ class Bucket:
         """
         try:
             root = self._call('GET', key, [('uploadId', upload_id)], expect='ListPartsResult')
-        except NoSuchUpload:
+        except (NoSuchUpload, NoSuchKey):  # Fact: Ceph answers NoSuchKey here
             return []
         return [(int(part.findtext('PartNumber')), part.findtext('ETag'),
                  int(part.findtext('Size'))) for part in root.findall('Part')]
@@ -1425,6 +1491,9 @@ class Bucket:
 
 
 # ---- 8. Files ----------------------------------------------------------------------------------
+#
+# The primitives that io asks for, and no more: buffering, lines and text come from the standard
+# library. Below Django: this half can be used without it.
 
 FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
 MAX_RESUMES = 5          #: times a body that breaks off is resumed. Precedent: s3transfer
@@ -1491,6 +1560,7 @@ class Reader(io.RawIOBase):
         return held + self._fetch(start, self.size) if start < self.size else held
 
     def _check_open(self):
+        """Raise ValueError, as every file does, once it is closed."""
         if self.closed:
             raise ValueError('read of a closed file')
 
@@ -1632,15 +1702,20 @@ from django.core.signals import setting_changed  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
 # ---- 9. Options --------------------------------------------------------------------------------
+#
+# First the converters: each takes what was written, in Python, in settings or in the environment,
+# and returns the value or raises a ValueError that says what is wanted.
 
 
 def _text(value):
+    """Return text; a path is taken as text too."""
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError('text is wanted, not %s' % type(value).__name__)
     return value if isinstance(value, str) else str(value)
 
 
 def _flag(value):
+    """Return a bool; the words are those of environment variables."""
     text = str(value).lower()
     if text not in ('1', 'true', 'yes', 'on', '0', 'false', 'no', 'off'):
         raise ValueError('True or False is wanted, not %.80r' % (value,))
@@ -1648,6 +1723,7 @@ def _flag(value):
 
 
 def _pairs(value):
+    """Return a mapping as sorted pairs, which can be compared and hashed."""
     return tuple(sorted(dict(value).items()))
 
 
@@ -1670,12 +1746,14 @@ def _prefix(value):
 
 
 def _style(value):
+    """Return the addressing style that any of its names stands for."""
     if value not in STYLES:
         raise ValueError('path, virtual, vanity or auto is wanted, not %.80r' % (value,))
     return STYLES[value]
 
 
 def _verify(value):
+    """Return a CA file's path, an SSLContext or False."""
     # An SSLContext is told by what it does: TLS is Transport's business.
     return value if hasattr(value, 'wrap_socket') or value is False else _text(value)
 
@@ -1698,7 +1776,7 @@ class Option:
         self.secret, self.keeps_false = secret, keeps_false or convert is _flag
 
     def __set_name__(self, owner, name):
-        self.name = name
+        self.name = name  # Python tells it: an option is named once
 
     def __get__(self, storage, owner=None):
         if storage is None:
@@ -1735,7 +1813,7 @@ class Option:
         if value is None or value is self.default or value is False and not self.keeps_false:
             return self.default
         try:
-            return self.convert(Secret(value) if self.secret and type(value) is str else value)
+            return self.convert(Secret.of(value) if self.secret else value)
         except (TypeError, ValueError) as error:
             why = str(error)
         raise ImproperlyConfigured('%s (%s): %s' % (self.name, ', '.join(self.settings), why))
@@ -1746,6 +1824,7 @@ _generation = [0]
 
 
 def _forget_settings(**_):
+    """Let every storage resolve its options again; override_settings comes here."""
     _generation[0] += 1
 
 
@@ -1843,6 +1922,9 @@ class Configured(Options):
 
 
 # ---- 10. Storages ------------------------------------------------------------------------------
+#
+# Django's dialect on top of S3's: a `name` is Django's, relative to the location; a `key` is S3's,
+# complete. They meet in S3Storage._key alone.
 
 
 class S3File(File):
@@ -1860,6 +1942,7 @@ class S3File(File):
         self._open_as(mode)
 
     def _open_as(self, mode):
+        """Open the object anew; what was open before is closed already."""
         if mode not in ('r', 'rt', 'rb', 'w', 'wt', 'wb'):
             raise ValueError('mode %r: files on S3 are opened with r, rt, rb, w, wt or wb; to '
                              'change or extend one, read it and write it anew' % (mode,))
@@ -1918,6 +2001,14 @@ S3StorageFile = S3File  #: the name in the 2008 file
 _NAMES = {alias: name for name, option in DECLARED.items() for alias in [name] + option.aliases}
 _SECRETS = frozenset(alias for alias, name in _NAMES.items() if DECLARED[name].secret)
 
+
+def _veiled(options):
+    """Return `options` with secret text as Secret: this is how they come into any local."""
+    return {name: Secret.of(value) if name in _SECRETS else value
+            for name, value in options.items()}
+
+
+
 #: The options that make two configurations talk to the same place in the same way.
 Connection = collections.namedtuple(
     'Connection', 'bucket_name access_key secret_key security_token region_name endpoint_url '
@@ -1940,15 +2031,14 @@ class S3Storage(Configured, Storage):
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
-        self._arguments = args, kwargs
+        self._arguments = args[:1] + tuple(map(Secret.of, args[1:3])) + args[3:], _veiled(kwargs)
         return self
 
     def __init__(self, *args, **options):
         if len(args) > len(self._POSITIONAL):
             raise TypeError('S3Storage takes up to %d positional arguments: %s' % (
                 len(self._POSITIONAL), ', '.join(self._POSITIONAL)))
-        options = {name: Secret(value) if name in _SECRETS and type(value) is str else value
-                   for name, value in dict(zip(self._POSITIONAL, args), **options).items()}
+        options = _veiled(dict(zip(self._POSITIONAL, args), **options))
         args = ()  # this frame may end up in an error report
         self._options = {}
         for name, value in options.items():
@@ -1977,10 +2067,12 @@ class S3Storage(Configured, Storage):
         return '%s.%s' % (cls.__module__, cls.__qualname__), args, public
 
     def __reduce__(self):
+        # A pickle is made of the same as a migration, and so holds no secret either.
         _, args, kwargs = self.deconstruct()
         return functools.partial(type(self), *args, **kwargs), ()
 
     def __deepcopy__(self, memo=None):
+        # A copy stays in this process and keeps them.
         return type(self)(*self._arguments[0], **self._arguments[1])
 
     __copy__ = __deepcopy__
@@ -2025,6 +2117,7 @@ class S3Storage(Configured, Storage):
         return self._latest[1]
 
     def _new_bucket(self, generation, *connection):
+        """Return a Bucket of the options in `connection`; a new `generation` makes a new one."""
         config = Connection(*connection)
         if not config.bucket_name:
             raise ImproperlyConfigured('no bucket: set bucket_name (AWS_STORAGE_BUCKET_NAME)')
@@ -2085,6 +2178,7 @@ class S3Storage(Configured, Storage):
     # Django's methods.
 
     def _open(self, name, mode='rb'):
+        """Return an S3File; Storage.open() comes here."""
         return S3File(self, self._clean(name), mode)
 
     def save(self, name: Any, content: Any, max_length: Optional[int] = None) -> str:
@@ -2106,6 +2200,7 @@ class S3Storage(Configured, Storage):
         raise failure
 
     def _save(self, name, content):
+        """Store `content`, whole or not at all; PreconditionFailed if the name is taken."""
         name = self._clean(name)
         config = self.config
         headers = self._headers(name, getattr(content, 'content_type', None))
@@ -2207,15 +2302,14 @@ class S3Storage(Configured, Storage):
 
 
 class S3StaticStorage(S3Storage):
-    """Not built yet: files of collectstatic."""
+    """Not built yet: files of collectstatic, plain and under hashed names."""
 
     def __init__(self, *args, **options):
-        raise NotImplementedError('%s is not in this version; keep the static files where they '
-                                  'are for now' % type(self).__name__)
+        raise NotImplementedError('S3StaticStorage and S3ManifestStaticStorage are not in this '
+                                  'version; keep the static files where they are for now')
 
 
-class S3ManifestStaticStorage(S3StaticStorage):
-    """Not built yet: hashed files of collectstatic."""
+S3ManifestStaticStorage = S3StaticStorage  #: not built yet either
 
 
 # ---- 11. Command line --------------------------------------------------------------------------
