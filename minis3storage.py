@@ -47,15 +47,17 @@ import io
 import json
 import logging
 import mimetypes
-import operator
 import os
 import posixpath
 import random
 import re
 import sys
+import threading
 import time
 import urllib.parse
 import warnings
+import weakref
+from concurrent.futures import Future
 from email.header import Header
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -101,30 +103,23 @@ class S3Error(OSError):
 class NoSuchKey(S3Error, FileNotFoundError):
     """There is no object under this key."""
 
-
 class NoSuchBucket(S3Error):
     """There is no such bucket. Not a FileNotFoundError: every file would pass for absent."""
-
 
 class NoSuchUpload(S3Error):
     """The multipart upload was completed or aborted, or never was."""
 
-
 class AccessDenied(S3Error, PermissionError):
     """The credentials, their policy or the bucket's forbid it."""
-
 
 class PreconditionFailed(S3Error, FileExistsError):
     """A conditional write found an object under the key."""
 
-
 class ObjectChanged(S3Error):
     """The object was replaced while it was being read; open it again."""
 
-
 class Unreachable(S3Error, ConnectionError):
     """No answer: name, connection, TLS or time. `final` for a certificate that is not trusted."""
-
 
 class NoCredentials(S3Error, PermissionError):
     """No source has credentials; the message lists where they were looked for."""
@@ -140,14 +135,15 @@ ERRORS = {
     (404, 'NoSuchBucket'): (NoSuchBucket, errno.ENXIO),
     (404, 'NoSuchUpload'): (NoSuchUpload, errno.ESTALE),
     (409, ''): (S3Error, errno.EBUSY),
+    # AWS: another upload of the key ended in between, and this one is void.
+    (409, 'ConditionalRequestConflict'): (PreconditionFailed, errno.EEXIST),
     (412, ''): (PreconditionFailed, errno.EEXIST),
     (501, ''): (S3Error, errno.ENOSYS),
 }
 
 #: S3's code -> what to change. `{}` is the fact the answer gave; '403' is HEAD's, without a code.
 ADVICE = {
-    '403': 'a key is wrong, or a policy does not allow it: listdir(\'\') tells which; a missing '
-           'key is 403 too unless s3:ListBucket is granted',
+    '403': 'wrong keys or no policy, listdir(\'\') tells; or missing, without s3:ListBucket',
     'AccessDenied': 'no policy allows it; without s3:ListBucket a missing key is 403 too',
     'AuthorizationHeaderMalformed': 'set region_name (AWS_S3_REGION_NAME) to {region!r}',
     'ExpiredToken': 'the session token has expired: get new temporary credentials',
@@ -293,8 +289,7 @@ class Secret(str):
     @classmethod
     def of(cls, value: Any) -> Any:
         """Return `value` with a repr that tells nothing: text, bytes as text, a dict."""
-        if isinstance(value, bytes):
-            return cls(value, 'utf-8', 'replace')
+        value = value.decode('utf-8', 'replace') if isinstance(value, bytes) else value
         return (cls(value) if isinstance(value, str) else
                 _SecretDict(value) if isinstance(value, dict) else value)
 
@@ -919,8 +914,8 @@ def environment_credentials(environ: dict) -> Optional[Credentials]:
 
     AWS_S3_ forms first. A set is complete or unused; a token is never taken from another set.
     """
-    for key, secret in (('AWS_S3_ACCESS_KEY_ID', 'AWS_S3_SECRET_ACCESS_KEY'),
-                        ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY')):
+    for prefix in ('AWS_S3_', 'AWS_'):
+        key, secret = prefix + 'ACCESS_KEY_ID', prefix + 'SECRET_ACCESS_KEY'
         if environ.get(key) and environ.get(secret):
             token = environ.get('AWS_SESSION_TOKEN') or environ.get('AWS_SECURITY_TOKEN')
             found = [Secret.of(value) for value in (environ[key], environ[secret], token)]
@@ -993,6 +988,15 @@ def tagging_header(tags: dict) -> dict:
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
     """
     return {'x-amz-tagging': canonical_query(tags.items())} if tags else {}
+
+
+def sse_headers(headers: dict) -> dict:
+    """Return those of `headers` that every request for an object under a key of your own needs.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/ServerSideEncryptionCustomerKeys.html
+    """
+    return {name: value for name, value in headers.items()
+            if name.lower().startswith('x-amz-server-side-encryption-customer-')}
 
 
 class _Call:
@@ -1427,37 +1431,55 @@ class Bucket:
 
 
 # ---- 8. Files ----------------------------------------------------------------------------------
-#
-# The primitives that io asks for, and no more: buffering, lines and text come from the standard
-# library. Below Django: this half can be used without it.
 
 FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
 MAX_RESUMES = 5          #: times a body that breaks off is resumed. Precedent: s3transfer
+MAX_PARTS = 10000        #: parts of an upload, S3's limit
+
+
+def start(threaded: bool, call: Callable, *args) -> Future:
+    """Call in a thread of its own, or at once if not `threaded`; return a Future of the result."""
+    future = Future()  # type: Future
+
+    def run():
+        try:
+            future.set_result(call(*args))
+        except BaseException as error:
+            future.set_exception(error)
+    try:
+        threading.Thread(target=run, daemon=True).start() if threaded else run()
+    except RuntimeError:  # Fact: no thread starts while the interpreter ends
+        run()
+    return future
 
 
 class Reader(io.RawIOBase):
-    """An object as a raw file of `io`. It holds a position and bytes, never a socket.
+    """An object as a raw file of `io`. It holds a position and ranges of bytes, never a socket.
 
     The first range is fetched at once: NoSuchKey is raised here, and a small object is one
-    request. Every later range must be of the same object: else ObjectChanged. `size`, `etag` and
-    `headers` (of the first answer) are there without another request.
+    request. Ranges double while reading goes on in order, from 64 KiB up to `part_size`, and
+    fall back after a seek. From the third in order one is fetched ahead; `readall` works on
+    `max_concurrency` connections, and so many ranges are in memory at most; 1 starts no thread.
+    All ranges are of one object, else ObjectChanged. `size`, `etag` and `headers` (of the first
+    answer) cost no further request. `headers` given are sent with each (SSE-C keys).
     """
 
-    def __init__(self, bucket: Bucket, key: str):
+    def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
+                 max_concurrency: int = 4):
         super().__init__()
-        self._bucket, self._key = bucket, key
-        self._position = 0
-        self.size, self.etag, self.headers = None, '', {}
-        self._start, self._held = 0, b''
+        self._bucket, self._key, self._asked = bucket, key, headers
+        self._part_size, self._max_concurrency = part_size, max_concurrency
+        # Where reading goes on; the range in memory; (begin, Future) of the one fetched ahead.
+        self._position, self._ahead = 0, None
+        self._start, self._span, self._held = 0, FIRST_RANGE, b''
+        self.size, self.etag, self.headers = None, '', None
         self._held = self._fetch(0, FIRST_RANGE)
 
     def readable(self) -> bool:
         """Return True."""
         return True
 
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
+    seekable = readable
 
     def tell(self) -> int:
         """Return the position, in bytes."""
@@ -1472,109 +1494,157 @@ class Reader(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill `buffer` from what is held, else from a range of its size, 64 KiB at least."""
+        """Fill `buffer` from the range in memory, or the next; 0 at the end."""
         self._check_open()
         if self._position >= self.size or not len(buffer):
             return 0
+        if not self._start <= self._position < self._start + len(self._held):
+            self._advance(len(buffer))
         offset = self._position - self._start
-        if not 0 <= offset < len(self._held):
-            self._start, offset = self._position, 0
-            self._held = b''
-            self._held = self._fetch(self._position, self._position + max(
-                len(buffer), FIRST_RANGE))
-        piece = self._held[offset:offset + len(buffer)]
+        piece = memoryview(self._held)[offset:offset + len(buffer)]
         buffer[:len(piece)] = piece
         self._position += len(piece)
         return len(piece)
 
+    def _advance(self, wanted):
+        """Bring the range of the position into memory, `wanted` bytes if they are more."""
+        begin, held_stop = self._position, self._start + len(self._held)
+        self._held = b''  # before the next one comes, not after: memory
+        if begin == held_stop:
+            self._span = min(2 * self._span, self._part_size)
+        else:
+            self._span = FIRST_RANGE
+            # Near the end take its last 64 KiB: the directory of a zip file is read backwards.
+            begin = min(begin, max(self.size - FIRST_RANGE, 0))
+        span = max(self._span, self._position - begin + min(wanted, self._part_size))
+        ahead, self._ahead = self._ahead, None
+        self._held = (ahead[1].result() if ahead and ahead[0] == begin
+                      else self._fetch(begin, begin + span))
+        self._start, following = begin, begin + len(self._held)
+        if self._span > 2 * FIRST_RANGE and self._max_concurrency > 1 and following < self.size:
+            stop = following + min(2 * self._span, self._part_size)
+            self._ahead = following, start(True, self._fetch, following, stop)
+
     def readall(self) -> bytes:
-        """Return the rest of the object, with one request if it is not held."""
+        """Return the rest of the object."""
         self._check_open()
-        offset = max(self._position - self._start, 0)
-        held = bytes(self._held[offset:]) if self._position >= self._start else b''
-        start = self._position + len(held)
-        rest = held + self._fetch(start, self.size) if start < self.size else held
-        self._position += len(rest)  # not before: what failed can be read again
-        return rest
+        body, begin, ahead = io.BytesIO(), self._position, self._ahead
+        if self._start <= begin < self._start + len(self._held):
+            begin += body.write(memoryview(self._held)[begin - self._start:])
+        if ahead and ahead[0] == begin:
+            begin += body.write(ahead[1].result())
+        self._held, self._ahead, ranges = b'', None, collections.deque()
+        threaded = self._max_concurrency > 1 and self.size - begin > self._part_size
+        for begin in range(begin, self.size, self._part_size):
+            if len(ranges) == (self._max_concurrency if threaded else 1):
+                body.write(ranges.popleft().result())
+            ranges.append(start(threaded, self._fetch, begin, begin + self._part_size))
+        while ranges:
+            body.write(ranges.popleft().result())
+        self._position = max(self._position, self.size)
+        return body.getvalue()  # Fact: BytesIO hands its buffer over without a copy
 
     def _check_open(self):
-        """Raise ValueError, as every file does, once it is closed."""
         if self.closed:
             raise ValueError('read of a closed file')
 
-    def _fetch(self, start, stop):
-        """Return the bytes from `start` to before `stop`, fewer only at the object's end."""
-        body, resumes = bytearray(), 0
+    def _fetch(self, begin, stop):
+        """Return the bytes from `begin` to before `stop`, fewer only at the object's end."""
+        body, done, broken = None, 0, 0
         while True:
-            answer = self._ask(start + len(body), stop)
-            missing = (stop if self.size is None else min(stop, self.size)) - start - len(body)
-            piece = memoryview(bytearray(max(missing, 0)))
-            done = 0
+            answer, skip = self._ask(begin + done, stop)
+            if body is None:
+                body = memoryview(bytearray(max(min(stop, self.size) - begin, 0)))
+            before, waste = done, memoryview(bytearray(min(skip, SLICE)))
             try:
-                while done < missing:
-                    count = answer.readinto(piece[done:])
+                while skip:
+                    skip -= answer.readinto(waste[:skip])
+                while done < len(body):
+                    count = answer.readinto(body[done:])
                     if not count:
-                        raise Unreachable(errno.ECONNRESET, 'the body ended early', self._key)
+                        raise Unreachable(errno.ECONNRESET, 'the range ended early', self._key)
                     done += count
-                return bytes(body + piece)
+                return body
             except Unreachable:
-                resumes = 0 if done else resumes + 1
-                if resumes > MAX_RESUMES:
+                broken = 1 if done > before else broken + 1
+                if broken > MAX_RESUMES:
                     raise
-                body += piece[:done]
             finally:
                 answer.close()
 
-    def _ask(self, start, stop):
-        """Return an Answer whose body begins at byte `start` of the object first opened."""
-        first = self.size is None
+    def _ask(self, begin, stop):
+        """Return (Answer, bytes of its body before byte `begin` of the object first opened)."""
         try:
-            answer = self._bucket.get_object(self._key, start, stop, self.etag)
+            answer = self._bucket.get_object(self._key, begin, stop, self.etag, self._asked)
         except PreconditionFailed:
             raise self._changed() from None
         except S3Error as error:
-            if not (first and error.status == 416):
+            if self.size is not None or error.status != 416:
                 raise
             # Fact: any range of an empty object is 416, and without its headers.
-            answer = self._bucket.get_object(self._key)
+            answer = self._bucket.get_object(self._key, headers=self._asked)
         etag = answer.headers.get('etag', '')
         found = re.match(r'bytes (\d+)-\d+/(\d+)\Z', answer.headers.get('content-range', ''))
-        if found and int(found.group(1)) == start:  # Fact: rclone says 200, not 206
+        if found and int(found.group(1)) == begin:  # Fact: rclone says 200, not 206
             size, skip = int(found.group(2)), 0
         elif not found and answer.status == 200 and answer.remaining is not None:
-            size, skip = answer.remaining, start  # Fact: some servers ignore Range
+            size, skip = answer.remaining, begin  # Fact: some servers ignore Range
         else:
             answer.close()
             raise S3Error(errno.EBADMSG, 'asked for bytes from %d, S3 answered %d %s' % (
-                start, answer.status, answer.headers.get('content-range', '')), self._key)
-        if first:
+                begin, answer.status, answer.headers.get('content-range', '')), self._key)
+        if self.size is None:
             self.size, self.etag, self.headers = size, etag, answer.headers
         elif (size, etag) != (self.size, self.etag):  # Fact: some servers ignore If-Match
             answer.close()
             raise self._changed()
-        waste = memoryview(bytearray(min(skip, SLICE)))
-        while skip:
-            skip -= answer.readinto(waste[:skip])
-        return answer
+        return answer, skip
 
     def _changed(self):
         return ObjectChanged(errno.ESTALE, 'the object was replaced while it was read', self._key)
 
 
+def part_length(number: int, sent: int, part_size: int, size: Optional[int] = None) -> int:
+    """Return how long part `number` (from 1) is to be, when `sent` bytes went before it.
+
+    `size` is the object's if it is known: then no more than 10,000 parts come of it, up to
+    S3's 5 GiB a part. Beyond it, or if it is not known, parts grow every thousand.
+    """
+    if size is not None and sent < size:
+        return min(max(part_size, -(-size // MAX_PARTS)), 5 * 1024 ** 3)
+    return min(part_size * (1 + (number - 1) // 1000), 5 * 1024 ** 3)
+
+
+#: Writers with an upload begun; a set of weak references, so that a dropped one is finalized.
+_unfinished = weakref.WeakSet()  # type: weakref.WeakSet
+
+
+@atexit.register
+def _discard_unfinished():
+    for writer in list(_unfinished):
+        writer.discard()
+
+
 class Writer(io.RawIOBase):
     """A new object as a raw file of `io`: whole or absent.
 
-    Nothing is visible before `close()`, which stores the object. `discard()`, an exception
-    inside `with`, or dropping the writer (a ResourceWarning) leave what was there. `exclusive`
-    asks S3 to refuse a key that is taken: PreconditionFailed, a FileExistsError, at close.
+    One PUT if everything fits in `part_size`, else an upload in parts, up to `max_concurrency`
+    at once; so many and one more are in memory, 1 starts no thread. Nothing is visible before
+    `close()`. `discard()`, an exception inside `with`, a failed write or close, or dropping the
+    writer (a ResourceWarning) end the upload and leave what was there. It belongs to the process
+    that made it. `size` is how much will come, if that is known. `exclusive` asks S3 to refuse a
+    key that is taken: PreconditionFailed, a FileExistsError, at close.
     """
 
-    def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 * 1024,
-                 exclusive: bool = False):
+    def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
+                 max_concurrency: int = 4, exclusive: bool = False, size: Optional[int] = None):
         super().__init__()
         self._bucket, self._key, self._headers = bucket, key, Headers(headers)
-        self._part_size, self._exclusive = part_size, exclusive
-        self._buffer = bytearray()
+        self._exclusive, self._size = exclusive, size
+        self._part_size, self._max_concurrency = part_size, max_concurrency
+        self._buffer, self._sent, self._pid = bytearray(), 0, os.getpid()
+        self._upload_id, self._parts = '', []  # Futures of ETags, in order
+        self._length = part_length(1, 0, part_size, size)
 
     def writable(self) -> bool:
         """Return True."""
@@ -1586,33 +1656,74 @@ class Writer(io.RawIOBase):
 
     def tell(self) -> int:
         """Return how many bytes were written."""
-        return len(self._buffer)
+        return self._sent + len(self._buffer)
 
     def write(self, data: bytes) -> int:
-        """Take all of `data`, return its length in bytes."""
+        """Take all of `data`, return its length in bytes. An error discards the whole object."""
         if self.closed:
             raise ValueError('write to a closed file')
-        size = memoryview(data).nbytes
-        if len(self._buffer) + size > self._part_size:
+        rest = data = memoryview(data).cast('B')
+        try:
+            while rest:
+                if len(self._buffer) == self._length:
+                    self._send_part()
+                room = self._length - len(self._buffer)
+                self._buffer += rest[:room]
+                rest = rest[room:]
+        except BaseException:
             self.discard()
-            raise NotImplementedError(
-                'this version stores objects of up to part_size (%d bytes) and no larger ones; '
-                'nothing was stored' % self._part_size)
-        self._buffer += data
-        return size
+            raise
+        return len(data)
+
+    def _send_part(self):
+        """Send the buffer as a part, once fewer than `max_concurrency` others are on their way."""
+        if not self._upload_id:
+            self._upload_id = self._bucket.create_multipart_upload(self._key, self._headers)
+            _unfinished.add(self)
+        number = len(self._parts) + 1
+        if number > MAX_PARTS:
+            raise S3Error(errno.EFBIG, 'more than %d parts: set part_size' % MAX_PARTS, self._key)
+        if number > self._max_concurrency:
+            self._parts[number - self._max_concurrency - 1].result()
+        body, self._buffer = self._buffer, bytearray()
+        self._parts.append(start(self._max_concurrency > 1, self._bucket.upload_part, self._key,
+                                 self._upload_id, number, body, sse_headers(self._headers)))
+        self._sent += len(body)
+        self._length = part_length(number + 1, self._sent, self._part_size, self._size)
 
     def close(self) -> None:
         """Store the object, once. If that fails nothing is stored, and the file is closed."""
         if self.closed:
             return
-        body, self._buffer = bytes(self._buffer), bytearray()
-        super().close()
-        self._bucket.put_object(self._key, body, self._headers, self._exclusive)
+        try:
+            if os.getpid() != self._pid:
+                raise ValueError('a file is closed by the process that opened it, or not stored')
+            if self._upload_id:
+                self._send_part()
+                etags = [part.result() for part in self._parts]
+                self._bucket.complete_multipart_upload(
+                    self._key, self._upload_id, etags, self._exclusive)
+                self._upload_id = ''
+            else:
+                self._bucket.put_object(self._key, self._buffer, self._headers, self._exclusive)
+        finally:
+            self.discard()
 
     def discard(self) -> None:
-        """Close without storing anything."""
+        """Close without storing anything: parts on their way are awaited, the upload aborted."""
         self._buffer = bytearray()
         super().close()
+        if self._upload_id and os.getpid() == self._pid:
+            for part in self._parts:
+                part.exception()  # waits, and raises nothing
+            try:
+                self._bucket.abort_multipart_upload(self._key, self._upload_id)
+                if self._bucket.list_parts(self._key, self._upload_id):
+                    self._bucket.abort_multipart_upload(self._key, self._upload_id)
+            except S3Error as error:  # the exception that brought us here is the one to be seen
+                logger.warning('upload %s of %s may be left behind: %s', self._upload_id,
+                               self._key, error)
+            self._upload_id = ''
 
     def __exit__(self, exc_type, exc, traceback):
         if exc_type is None:
@@ -1623,8 +1734,9 @@ class Writer(io.RawIOBase):
     # Trap: io's own finalizer calls close(), and would publish what a lost file held.
     def __del__(self):
         if not self.closed:
-            warnings.warn('%s was neither closed nor discarded: nothing is stored' % self._key,
-                          ResourceWarning, stacklevel=2, source=self)
+            if os.getpid() == self._pid:
+                warnings.warn('%s was neither closed nor discarded: nothing is stored' % self._key,
+                              ResourceWarning, stacklevel=2, source=self)
             self.discard()
 
 
@@ -1717,8 +1829,7 @@ class Option:
     def __init__(self, default, settings, convert=_text, environ='', aliases='', secret=False,
                  keeps_false=False):
         self.default, self.convert = default, convert
-        self.settings, self.environ, self.aliases = (
-            settings.split(), environ.split(), aliases.split())
+        self.settings, self.environ, self.aliases = map(str.split, (settings, environ, aliases))
         self.secret, self.keeps_false = secret, keeps_false or convert is _flag
 
     def __set_name__(self, owner, name):
@@ -1766,8 +1877,8 @@ class Option:
         try:
             return self.convert(value)
         except (TypeError, ValueError) as error:
-            why = str(error)
-        raise ImproperlyConfigured('%s (%s): %s' % (self.name, ', '.join(self.settings), why))
+            raise ImproperlyConfigured('%s (%s): %s' % (
+                self.name, ', '.join(self.settings), error)) from None
 
 
 #: Goes up whenever Django reports a changed setting; storages then resolve afresh.
@@ -1827,9 +1938,11 @@ class Options:
     custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN', _domain)
     #: Scheme for custom_domain.
     url_protocol = Option('https:', 'AWS_S3_URL_PROTOCOL')
-    #: Bytes; in this version the largest object that can be written.
+    #: Bytes of a part, 5 MiB to 5 GiB: more is uploaded in parts, and read in such ranges.
     part_size = Option(8 * 1024 ** 2, 'AWS_S3_PART_SIZE AWS_S3_FILE_BUFFER_SIZE',
         _number(5 * 1024 ** 2, 5 * 1024 ** 3))
+    #: Connections of one file at most, and parts of part_size in memory; 1 starts no thread.
+    max_concurrency = Option(4, 'AWS_S3_MAX_CONCURRENCY', _number(1, 100))
     #: Seconds for connecting to one address, TLS and proxy included.
     connect_timeout = Option(10, 'AWS_S3_CONNECT_TIMEOUT', _number(0.001, 3600, float))
     #: Seconds for each read, and for each 256 KiB sent.
@@ -1881,10 +1994,10 @@ class Configured(Options):
 class S3File(File):
     """A file on S3: Django's File over a Reader or a Writer.
 
-    Modes r, rt (text), rb; w, wt, wb. Text is UTF-8, read with universal newlines. Reading: a
-    missing object is a FileNotFoundError at once, `size` costs no request. Writing: nothing is
-    stored before close(), nor when an exception leaves the `with` block. `open(mode)` opens it
-    again.
+    Modes r, rt (text), rb; w, wt, wb; x, xt, xb, which refuse a name that is taken with a
+    FileExistsError. Text is UTF-8, read with universal newlines. Reading: a missing object is a
+    FileNotFoundError at once, `size` costs no request. Writing: nothing is stored before
+    close(), nor when an exception leaves the `with` block. `open(mode)` opens it again.
     """
 
     def __init__(self, storage, name: str, mode: str = 'rb'):
@@ -1894,29 +2007,39 @@ class S3File(File):
 
     def _open_as(self, mode):
         """Open the object anew; what was open before is closed already."""
-        if mode not in ('r', 'rt', 'rb', 'w', 'wt', 'wb'):
-            raise ValueError('mode %r: files on S3 are opened with r, rt, rb, w, wt or wb; to '
+        if not re.match('[rwx][bt]?\\Z', mode):
+            raise ValueError('mode %r: files on S3 are opened with r, w or x, and b or t; to '
                              'change or extend one, read it and write it anew' % (mode,))
-        bucket, key = self._storage._bucket(), self._storage._key(self.name)
-        if mode[0] == 'w':
+        if mode[0] == 'r':
             config = self._storage.config
-            self.file = self._raw = Writer(
-                bucket, key, self._storage._headers(self.name), config.part_size)
-        else:
-            self._raw = Reader(bucket, key)
+            self._raw = Reader(self._storage._bucket(), self._storage._key(self.name), sse_headers(
+                config.headers), config.part_size, config.max_concurrency)
             self.file = io.BufferedReader(self._raw, FIRST_RANGE)
             if mode != 'rb':
                 self.file = io.TextIOWrapper(self.file, encoding='utf-8')
+        else:
+            if mode[0] == 'x' and self._storage.exists(self.name):
+                raise FileExistsError(errno.EEXIST, 'There is an object already', self.name)
+            self.file = self._raw = self._storage._writer(self.name, exclusive=mode[0] == 'x')
         self.mode = mode
 
     @property
     def size(self) -> int:
         """Bytes: of the object when reading, written so far when writing."""
-        return self._raw.tell() if self.mode[0] == 'w' else self._raw.size
+        return self._raw.size if self.mode[0] == 'r' else self._raw.tell()
+
+    def read(self, size: Optional[int] = -1) -> Any:
+        """Return up to `size` bytes or characters, all that are left for -1 or None."""
+        if self.mode != 'rb' or size is not None and size >= 0:
+            return self.file.read(size)
+        position = self._raw.seek(self.file.tell())  # BufferedReader would copy it once more
+        body = self._raw.readall()
+        self.file.seek(position + len(body))
+        return body
 
     def open(self, mode=None, *args, **kwargs) -> 'S3File':
         """Go to the beginning; with a mode, or once closed, open again. Return the file."""
-        if self.closed or mode not in (None, self.mode) or self.mode[0] == 'w':
+        if self.closed or mode not in (None, self.mode) or self.mode[0] != 'r':
             self.close()
             self._open_as(mode or self.mode)
         else:
@@ -1925,23 +2048,19 @@ class S3File(File):
 
     def write(self, content: Any) -> int:
         """Write str in text mode, bytes-like in binary; return how much was taken."""
-        if isinstance(content, str) is ('b' in self.mode):
-            raise TypeError('a file opened with %r takes %s, not %s' % (
-                self.mode, 'bytes' if 'b' in self.mode else 'str', type(content).__name__))
-        taken = self.file.write(content.encode() if isinstance(content, str) else content)
-        return len(content) if isinstance(content, str) else taken
+        text = isinstance(content, str)
+        if text is ('b' in self.mode):
+            raise TypeError('mode %r takes %s' % (self.mode, 'bytes' if text else 'str'))
+        taken = self.file.write(content.encode() if text else content)
+        return len(content) if text else taken
 
     def writelines(self, lines: Iterable) -> None:
         """Write each of `lines`."""
         for line in lines:
             self.write(line)
 
-    def close(self) -> None:
-        """Close; when writing, this stores the object."""
-        self.file.close()
-
     def __exit__(self, exc_type, exc, traceback):
-        if exc_type is not None and self.mode[0] == 'w':
+        if exc_type is not None and self.mode[0] != 'r':
             self._raw.discard()
         self.close()
 
@@ -1964,7 +2083,6 @@ Connection = collections.namedtuple(
     'Connection', 'bucket_name access_key secret_key security_token region_name endpoint_url '
     'addressing_style use_ssl verify proxies connect_timeout read_timeout deadline max_attempts '
     'checksums')
-_connection = operator.attrgetter(*Connection._fields)
 
 
 class S3Storage(Configured, Storage):
@@ -1982,18 +2100,16 @@ class S3Storage(Configured, Storage):
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
         self._arguments = args[:1] + tuple(map(Secret.of, args[1:3])) + args[3:], _veiled(kwargs)
-        self._options = {}
+        self._options, self._latest = {}, (None, None)  # the last Config and its Bucket
         # A Bucket keeps what it learns, of its region and clock: one for each connection.
         self._bucket_of = functools.lru_cache(maxsize=64)(self._new_bucket)
-        self._latest = (None, None)  # the Config that was used last and its Bucket
         return self
 
     def __init__(self, *args, **options):
         options = _veiled(dict(zip(self._POSITIONAL, args), **options))
         count, args = len(args), ()
         if count > len(self._POSITIONAL):
-            raise TypeError('S3Storage takes up to %d positional arguments: %s' % (
-                len(self._POSITIONAL), ', '.join(self._POSITIONAL)))
+            raise TypeError('positional arguments are just %s' % ', '.join(self._POSITIONAL))
         for name, value in options.items():
             if name not in _NAMES:
                 near = [known for known in DECLARED if name in DECLARED[known].settings]
@@ -2045,48 +2161,32 @@ class S3Storage(Configured, Storage):
 
     __copy__ = __deepcopy__
 
-    def __eq__(self, other):
-        return type(other) is type(self) and other._arguments == self._arguments
-
-    def __hash__(self):
-        return hash((type(self), frozenset(self._options)))
-
-    def __repr__(self):
-        return '<%s %s>' % (type(self).__name__, self._options.get('bucket_name') or 'by settings')
-
     # From options to a bucket, from names to keys.
 
     def _given_credentials(self, config):
         """Return the options' Credentials or None; both keys from one place, or it is an error."""
-        if not config.access_key and not config.secret_key:
-            return None
-        where = self._resolve()[2]
-        if not (config.access_key and config.secret_key
-                and where['access_key'] == where['secret_key']):
-            raise ImproperlyConfigured(
-                'access_key (from: %s) and secret_key (from: %s) must come together, from one '
-                'place: set both' % (where['access_key'], where['secret_key']))
-        same = where['security_token'] == where['access_key']
-        return Credentials(config.access_key, config.secret_key,
-                           same and config.security_token or '')
+        keys, places = (config.access_key, config.secret_key), self._resolve()[2]
+        key, secret, token = map(places.get, ('access_key', 'secret_key', 'security_token'))
+        if any(keys) and (not all(keys) or key != secret):
+            raise ImproperlyConfigured('access_key (from: %s) and secret_key (from: %s) must come '
+                                       'together, from one place: set both' % (key, secret))
+        same = config.security_token if token == key else ''
+        return Credentials(*keys, same) if keys[0] else None
 
     def _bucket(self) -> Bucket:
         """Return the Bucket of the options as they are now, the same one while they stay."""
         config, latest = self.config, self._latest
         if latest[0] is not config:
-            failure = None
             try:
-                bucket = self._bucket_of(_generation[0], *_connection(config))
+                bucket = self._bucket_of(_generation[0], Connection(*(
+                    getattr(config, name) for name in Connection._fields)))
             except ValueError as error:
-                failure = str(error)
-            if failure:
-                raise ImproperlyConfigured(failure)
+                raise ImproperlyConfigured(str(error)) from None
             latest = self._latest = config, bucket
         return latest[1]  # Trap: self._latest may be another thread's by now
 
-    def _new_bucket(self, generation, *connection):
-        """Return a Bucket of the options in `connection`; a new `generation` makes a new one."""
-        config = Connection(*connection)
+    def _new_bucket(self, generation, config):
+        """Return a Bucket of the options in `config`; a new `generation` makes a new one."""
         if not config.bucket_name:
             raise ImproperlyConfigured('no bucket: set bucket_name (AWS_STORAGE_BUCKET_NAME)')
         endpoint, given = config.endpoint_url, self._given_credentials(config)
@@ -2095,9 +2195,8 @@ class S3Storage(Configured, Storage):
             endpoint = aws_endpoint(region or 'us-east-1', 'http')
         secure = endpoint is None or endpoint.startswith('https:')
         if config.addressing_style == 'virtual' and secure and '.' in config.bucket_name:
-            logger.warning('bucket %s has dots, no certificate covers its subdomain: path style '
-                           'is used (addressing_style, AWS_S3_ADDRESSING_STYLE)',
-                           config.bucket_name)
+            logger.warning('bucket %s has dots, which no certificate covers: path style is used '
+                           '(addressing_style, AWS_S3_ADDRESSING_STYLE)', config.bucket_name)
         lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given),
                    ('the environment', lambda: environment_credentials(os.environ))]
         bucket = Bucket(
@@ -2171,13 +2270,21 @@ class S3Storage(Configured, Storage):
     def _save(self, name, content):
         """Store `content`, whole or not at all; PreconditionFailed if the name is taken."""
         name = self._clean(name)
-        config = self.config
-        headers = self._headers(name, getattr(content, 'content_type', None))
-        with Writer(self._bucket(), self._key(name), headers, config.part_size,
-                    exclusive=not config.file_overwrite) as out:
+        with self._writer(name, getattr(content, 'content_type', None),
+                          not self.config.file_overwrite, getattr(content, 'size', None)) as out:
             for chunk in content.chunks():
                 out.write(chunk.encode() if isinstance(chunk, str) else chunk)
         return name
+
+    def _writer(self, name, content_type=None, exclusive=False, size=None):
+        """Return a Writer for `name`; `size` is an aid for the length of parts, it may lie."""
+        config = self.config
+        return Writer(self._bucket(), self._key(name), self._headers(name, content_type),
+                      config.part_size, config.max_concurrency, exclusive, size)
+
+    def _head(self, name):
+        """Return the headers of the object; FileNotFoundError if there is none."""
+        return self._bucket().head_object(self._key(name), sse_headers(self.config.headers))
 
     def get_available_name(self, name: str, max_length: Optional[int] = None) -> str:
         """Return `name` itself to overwrite, else the first free one like it; not too long."""
@@ -2185,21 +2292,19 @@ class S3Storage(Configured, Storage):
         if not self.config.file_overwrite:
             return super().get_available_name(name, max_length=max_length)
         excess = len(name) - (max_length or len(name))
-        if excess > 0:
-            folder, base = posixpath.split(name)
-            root, extension = posixpath.splitext(base)
-            if excess >= len(root):
-                raise SuspiciousFileOperation(
-                    'The name %.200r cannot be cut to %d characters' % (name, max_length))
-            name = posixpath.join(folder, root[:-excess] + extension)
-        return name
+        if excess <= 0:
+            return name
+        root, extension = posixpath.splitext(name)
+        if excess >= len(posixpath.basename(root)):
+            raise SuspiciousFileOperation('%.200r cannot be cut to %d' % (name, max_length))
+        return root[:-excess] + extension
 
     def exists(self, name: str) -> bool:
         """Tell whether there is an object; '' is True. Raises if S3 does not tell, as on 403."""
         if name == '':
             return True
         try:
-            self._bucket().head_object(self._key(name))
+            self._head(name)
         except NoSuchKey:
             return False
         return True
@@ -2212,12 +2317,11 @@ class S3Storage(Configured, Storage):
 
     def size(self, name: str) -> int:
         """Return the object's bytes. FileNotFoundError if there is none."""
-        return int(self._bucket().head_object(self._key(name))['content-length'])
+        return int(self._head(name)['content-length'])
 
     def get_modified_time(self, name: str) -> datetime.datetime:
         """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE."""
-        head = self._bucket().head_object(self._key(name))
-        moment = parse_http_date(head.get('last-modified'))
+        moment = parse_http_date(self._head(name).get('last-modified'))
         if moment is None:
             raise S3Error(errno.EBADMSG, 'S3 answered no Last-Modified', name)
         if settings.USE_TZ:
@@ -2240,14 +2344,11 @@ class S3Storage(Configured, Storage):
         found = [], []
         for page in self._bucket().list_objects(prefix, '/'):
             for key in page.common_prefixes + [entry.key for entry in page.contents]:
-                name = key[len(prefix):]
-                base = name[:-1] if name.endswith('/') else name
-                if base in ('', '.', '..') or '/' in base or re.search(
-                        '[\x00-\x1f\x7f-\x9f\\\\]', base):
-                    if name:  # the marker of the directory itself is no file and no surprise
-                        logger.warning('listdir: %.200r is no name of Django\'s, left out', key)
-                    continue
-                found[0 if name.endswith('/') else 1].append(base)
+                base, slash, rest = key[len(prefix):].partition('/')
+                if not rest and re.match(r'(?!\.\.?\Z)[^\x00-\x1f\x7f-\x9f\\]+\Z', base):
+                    found[0 if slash else 1].append(base)
+                elif base or slash:  # else the marker of the directory: no file and no surprise
+                    logger.warning('listdir: %.200r is no name of Django\'s, left out', key)
         return found
 
     def url(self, name: str) -> str:
@@ -2256,8 +2357,7 @@ class S3Storage(Configured, Storage):
         Unsigned if `querystring_auth` is False, and always below `custom_domain`. A trailing
         slash is kept. No request is made.
         """
-        text = str(name).replace('\\', '/')
-        key = self._key(name) + ('/' if text.endswith('/') else '')
+        key = self._key(name) + '/' * str(name).endswith(('/', '\\'))
         config, bucket = self.config, self._bucket()
         if config.custom_domain:
             return '%s://%s/%s' % (config.url_protocol.rstrip(':/'), config.custom_domain,
@@ -2275,8 +2375,7 @@ class S3StaticStorage(S3Storage):
     """Not built yet: files of collectstatic, plain and under hashed names."""
 
     def __init__(self, *args, **options):
-        raise NotImplementedError('S3StaticStorage and S3ManifestStaticStorage are not in this '
-                                  'version; keep the static files where they are for now')
+        raise NotImplementedError('static files are not in this version: keep them where they are')
 
 
 S3ManifestStaticStorage = S3StaticStorage  #: not built yet either
@@ -2288,11 +2387,10 @@ S3ManifestStaticStorage = S3StaticStorage  #: not built yet either
 def main(arguments: list) -> int:
     """Print version and SHA-256 of this file, so that vendored copies can be audited."""
     if arguments:
-        raise NotImplementedError('python -m %s takes no arguments in this version' % (
-            __spec__.name if __spec__ else posixpath.basename(__file__)))
+        raise NotImplementedError('this version takes no arguments')
     with open(__file__, 'rb') as source:
-        print('minis3storage %s sha256 %s' % (
-            __version__, hashlib.sha256(source.read()).hexdigest()))
+        digest = hashlib.sha256(source.read()).hexdigest()
+    print('minis3storage', __version__, 'sha256', digest)
     return 0
 
 

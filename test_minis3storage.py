@@ -4,6 +4,8 @@ They need nothing but the extra ``test``: S3 is an in-memory server that verifie
 code of its own. MINIS3STORAGE_TEST_ENDPOINT, _ACCESS_KEY, _SECRET_KEY, _BUCKET and _REGION point
 the tests marked ``storage`` and ``wire`` at any server instead (_VHOST_SUFFIX: the host below
 which buckets are subdomains; _CA: the CA file of an https endpoint; _LACKS: what it cannot do).
+MINIS3STORAGE_TEST_LARGE=1 measures the memory of 256 MiB, MINIS3STORAGE_FUZZ is how many random
+requests are compared with botocore's (100).
 """
 
 import ast
@@ -90,7 +92,9 @@ from django.core.cache import cache  # noqa: E402
 from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
 from django.core.files.base import ContentFile, File  # noqa: E402
 from django.core.files.storage import default_storage  # noqa: E402
-from django.core.files.uploadedfile import TemporaryUploadedFile  # noqa: E402
+from django.core.files.uploadedfile import (  # noqa: E402
+    SimpleUploadedFile, TemporaryUploadedFile,
+)
 from django.test.utils import override_settings  # noqa: E402
 
 import minis3storage  # noqa: E402
@@ -2121,7 +2125,7 @@ def test_a_body_that_never_comes_ends_in_an_error(memory, bucket):
 
 def test_writer_is_whole_or_absent(memory, bucket):
     def writer():
-        return minis3storage.Writer(bucket, 'k', {'x-amz-meta-a': 'b'}, part_size=10)
+        return minis3storage.Writer(bucket, 'k', {'x-amz-meta-a': 'b'})
     with writer() as out:
         assert out.write(b'12') == 2 and out.write(memoryview(b'345')) == 3 and out.tell() == 5
         assert memory.objects == {}
@@ -2131,8 +2135,6 @@ def test_writer_is_whole_or_absent(memory, bucket):
         with writer() as out:
             out.write(b'no')
             raise ZeroDivisionError
-    with pytest.raises(NotImplementedError, match='part_size'), writer() as out:
-        out.write(b'12345678901')
     with pytest.warns(ResourceWarning, match='neither closed'):
         out = writer()
         out.write(b'no')
@@ -2149,6 +2151,301 @@ def test_writer_is_whole_or_absent(memory, bucket):
     with pytest.raises(AccessDenied):
         out.close()
     assert out.closed and memory.objects['k'].body == b'12345'
+
+
+@pytest.mark.parametrize('position', [0, 1, 70000, 5 * MIB])
+def test_reading_in_order_doubles_and_fetches_one_range_ahead(memory, bucket, position):
+    body = os.urandom(6 * MIB + 7)
+    memory.put('k', body)
+    reader = minis3storage.Reader(bucket, 'k', part_size=MIB, max_concurrency=2)
+    reader.seek(position)
+    file = io.BufferedReader(reader, 65536)
+    assert b''.join(iter(partial(file.read, 65536), b'')) == body[position:]
+    asked = [tuple(map(int, re.findall(r'\d+', record.headers['range'])))
+             for record in memory.requests]
+    lengths = [stop - start + 1 for start, stop in asked[1:-1]]
+    if position == 0:
+        assert lengths == [131072, 262144, 524288] + [MIB] * 5
+    assert sorted(asked)[1:] == sorted(asked[1:]) and max(lengths) <= MIB
+
+
+def test_nothing_is_fetched_ahead_before_the_third_range(memory, bucket):
+    memory.put('k', bytes(2 * MIB))
+    reader = minis3storage.Reader(bucket, 'k')
+    reader.read(65536)
+    reader.read(131072)   # the second range, all of it
+    time.sleep(0.05)
+    assert len(memory.requests) == 2
+    reader.read(1)        # the third, and the fourth ahead
+    reader._ahead[1].result()
+    assert len(memory.requests) == 4
+    reader.seek(5)        # out of order: back to 64 KiB
+    reader.read(1)
+    assert memory.requests[-1].headers['range'] == 'bytes=5-65540'
+    single = minis3storage.Reader(bucket, 'k', max_concurrency=1)
+    before = threading.active_count()
+    assert sum(map(len, iter(partial(single.read, 65536), b''))) == 2 * MIB
+    assert threading.active_count() == before
+
+
+def test_the_rest_comes_on_several_connections(memory, bucket):
+    body = os.urandom(9 * MIB)
+    memory.put('k', body)
+    memory.fault('short', times=4, skip=1)
+    reader = minis3storage.Reader(bucket, 'k', part_size=MIB, max_concurrency=4)
+    assert reader.readall() == body and reader.readall() == b'' and reader.tell() == len(body)
+    assert 2 <= memory.connections <= 12 and not memory.faults
+    reader.seek(8 * MIB)
+    assert reader.readall() == body[8 * MIB:]
+
+
+def archive(kind):
+    """Return (bytes, what is in them) of an archive with an incompressible member."""
+    packed, content = io.BytesIO(), os.urandom(300000)
+    if kind == 'zip':
+        with zipfile.ZipFile(packed, 'w') as file:
+            file.writestr('first', b'first')
+            file.writestr('content', content)
+    else:
+        with tarfile.open(fileobj=packed, mode='w') as file:
+            member = tarfile.TarInfo('content')
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return packed.getvalue(), content
+
+
+@pytest.mark.storage
+def test_the_standard_library_and_pillow_work_on_files(storage, shared_s3):
+    from PIL import Image
+    from django.core.files.images import get_image_dimensions
+    zipped, content = archive('zip')
+    tarred, member = archive('tar')
+    picture = io.BytesIO()
+    Image.effect_noise((640, 480), 90).save(picture, 'PNG')
+    for name, body in (('a.zip', zipped), ('a.tar', tarred), ('a.png', picture.getvalue()),
+                       ('a.csv', 'ä;b\r\n1;2\r\n'.encode())):
+        storage.save(name, ContentFile(body))
+    seen = {}
+
+    def counted(name, most):
+        seen[name] = len(shared_s3.requests or ()), most
+        return storage.open(name)
+
+    def check(name):
+        start, most = seen[name]
+        assert len((shared_s3.requests or ())[start:]) <= most
+    with counted('a.zip', 7) as file, zipfile.ZipFile(file) as packed:
+        assert packed.read('content') == content and packed.read('first') == b'first'
+    check('a.zip')
+    for mode in ('r:', 'r|'):
+        with counted('a.tar', 4) as file, tarfile.open(fileobj=file, mode=mode) as packed:
+            for info in packed:
+                assert packed.extractfile(info).read() == member
+        check('a.tar')
+    with counted('a.png', 1) as file:
+        assert get_image_dimensions(file) == (640, 480)
+    check('a.png')
+    with counted('a.png', 3) as file:
+        image = Image.open(file)
+        image.thumbnail((64, 64))
+        assert image.size == (64, 48)
+    check('a.png')
+    with storage.open('a.csv', 'r') as file:
+        assert list(csv.reader(file, delimiter=';')) == [['ä', 'b'], ['1', '2']]
+    with io.TextIOWrapper(storage.open('a.csv').file, 'utf-8', newline='') as file:
+        assert file.read() == 'ä;b\r\n1;2\r\n'
+
+
+@pytest.mark.parametrize('number, sent, part_size, size, length', [
+    (1, 0, 8 * MIB, None, 8 * MIB), (1000, 0, 8 * MIB, None, 8 * MIB),
+    (1001, 0, 8 * MIB, None, 16 * MIB), (10000, 0, 8 * MIB, None, 80 * MIB),
+    (1, 0, 8 * MIB, 7, 8 * MIB), (9999, 0, 8 * MIB, 80000 * MIB, 8 * MIB),
+    (5000, 1, 8 * MIB, 200 * 1024 * MIB, 21474837), (10000, 99, 8 * MIB, 50, 80 * MIB),
+    (1, 0, 5 * MIB, 50 * 1024 ** 4, 5 * 1024 ** 3)])
+def test_part_length(number, sent, part_size, size, length):
+    assert minis3storage.part_length(number, sent, part_size, size) == length
+    if size and sent < size <= 50000 * 1024 ** 3:
+        assert length * 10000 >= size
+
+
+class Trickle:
+    """Content that cannot seek and does not know its size."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def chunks(self, chunk_size=None):
+        for piece in self.pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+
+def leftovers(storage, name):
+    """Return the uploads of a name that were begun and not ended."""
+    bucket = storage._bucket()
+    request = Request('GET', *bucket._location(''), query=[('uploads', '')])
+    headers = bucket._signer().sign(request, minis3storage.utcnow())
+    root = minis3storage.parse_xml(bucket.transport.send(request, headers).read(MIB))
+    return [node.findtext('UploadId') for node in root.findall('Upload')
+            if node.findtext('Key') == storage._key(name)]
+
+
+@pytest.mark.storage
+@pytest.mark.parametrize('concurrency', [1, 4])
+def test_large_content_goes_in_parts(storage, options, concurrency, tmp_path):
+    storage = S3Storage(part_size=5 * MIB, max_concurrency=concurrency, **options)
+    body = os.urandom(MIB) * 12 + b'tail'
+    path = tmp_path / 'file'
+    path.write_bytes(body)
+    upload = TemporaryUploadedFile('t', 'text/plain', len(body), None)
+    upload.write(body)
+    lying = ContentFile(body)
+    lying.size = 3
+    for content in (ContentFile(body), Trickle([body[:7], body[7:]]), File(path.open('rb')),
+                    upload, SimpleUploadedFile('s', body), lying, Trickle(['ä' * MIB] * 6)):
+        storage.save('big', content)
+        name = sorted(storage.listdir('')[1], key=lambda n: (len(n), n))[-1]
+        want = 'ä'.encode() * 6 * MIB if content.__class__ is Trickle and content.pieces[0] != (
+            body[:7]) else body
+        assert storage.open(name).read() == want and not leftovers(storage, name)
+        storage.delete(name)
+    assert not upload.closed
+    with storage.open('text', 'w') as file:
+        for _ in range(6):
+            file.write('ü' * MIB)
+        assert not storage.exists('text')
+    assert storage.size('text') == 12 * MIB
+    storage.save('copy', storage.open('text'))
+    assert storage.open('copy').read() == storage.open('text').read()
+
+
+@pytest.mark.storage
+@pytest.mark.parametrize('end', [ZeroDivisionError, KeyboardInterrupt, SystemExit, 'drop', 'text'])
+def test_an_upload_that_does_not_end_leaves_nothing(storage, options, end):
+    storage = S3Storage(part_size=5 * MIB, file_overwrite=True, **options)
+    storage.save('k', ContentFile(b'old'))
+    block = bytes(11 * MIB)
+    if isinstance(end, str):
+        with pytest.warns(ResourceWarning):
+            file = storage.open('k', 'w' if end == 'text' else 'wb')
+            file.write(block.decode() if end == 'text' else block)
+            assert leftovers(storage, 'k')
+            del file
+            gc.collect()
+    else:
+        with pytest.raises(end), storage.open('k', 'wb') as file:
+            file.write(block)
+            assert leftovers(storage, 'k')
+            raise end
+        with pytest.raises(end):
+            storage.save('k', Trickle([block, end()]))
+    assert storage.open('k').read() == b'old' and not leftovers(storage, 'k')
+
+
+@pytest.mark.parametrize('method, where', [('PUT', 1), ('PUT', 2), ('POST', 0), ('POST', 1)])
+def test_a_failing_part_or_complete_leaves_nothing(memory, bucket, method, where):
+    memory.put('k', b'old')
+    memory.fault(403, method=method, skip=where)
+    with pytest.raises(AccessDenied), minis3storage.Writer(bucket, 'k', part_size=5 * MIB) as out:
+        out.write(bytes(16 * MIB))
+    assert memory.objects['k'].body == b'old' and not memory.uploads and not memory.faults
+
+
+def test_a_lost_answer_to_the_last_request_is_settled(memory, bucket):
+    memory.fault('reset-after', method='POST', skip=1)
+    with minis3storage.Writer(bucket, 'k', part_size=5 * MIB, exclusive=True) as out:
+        out.write(bytes(6 * MIB))
+    assert len(memory.objects['k'].body) == 6 * MIB and not memory.uploads
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+@pytest.mark.parametrize('how', ['fork', 'exit'])
+def test_a_fork_and_the_end_of_the_interpreter(memory, how):
+    memory.put('k', b'old')
+    code = '''
+import os, sys
+import minis3storage as m
+credentials = m.Credentials(%r, %r)
+bucket = m.Bucket(%r, m.CredentialSource(('test', lambda: credentials)), %r, %r)
+out = m.Writer(bucket, 'k', part_size=5 * 2 ** 20)
+out.write(bytes(11 * 2 ** 20))
+if sys.argv[1] == 'fork':
+    child = os.fork()
+    if child == 0:
+        sys.exit()  # finalizers and atexit run here, and must do nothing
+    assert os.waitpid(child, 0)[1] == 0
+    assert bucket.list_parts('k', out._upload_id)
+    out.close()
+''' % (memory.access_key, memory.secret_key, memory.bucket, memory.region, memory.endpoint)
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code, how], check=True, cwd=HERE)
+    assert len(memory.objects['k'].body) == (11 * MIB if how == 'fork' else 3)
+    assert not memory.uploads
+
+
+@pytest.mark.storage
+def test_exclusive_modes(storage):
+    with storage.open('x', 'xt') as file:
+        file.write('mine')
+    for mode in ('x', 'xb', 'xt'):
+        with pytest.raises(FileExistsError):
+            storage.open('x', mode)
+    assert storage.open('x').read() == b'mine'
+
+
+def test_sse_c_keys_go_with_every_request(memory):
+    key = {'x-amz-server-side-encryption-customer-' + name: name for name in (
+        'algorithm', 'key', 'key-md5')}
+    storage = S3Storage(bucket_name=memory.bucket, access_key=memory.access_key,
+                        secret_key=memory.secret_key, region_name=memory.region,
+                        endpoint_url=memory.endpoint, headers=key, part_size=5 * MIB)
+    storage.save('k', Trickle([bytes(6 * MIB)]))
+    storage.size('k'), storage.open('k').read()
+    for record in memory.requests:
+        last = record.method == 'POST' and 'uploadId' in record.query
+        assert last or set(key) <= set(record.headers), record
+
+
+LARGE = '''
+import resource, sys, time
+import minis3storage as m
+credentials = m.Credentials(%r, %r)
+bucket = m.Bucket(%r, m.CredentialSource(('test', lambda: credentials)), %r, %r)
+size, concurrency = 256 * 2 ** 20, int(sys.argv[2])
+piece = bytes(65536)
+def peak():
+    with open('/proc/self/status') as file:
+        return int(file.read().partition('VmHWM:')[2].split()[0]) // 1024
+m.Reader(bucket, 'warm').readall()
+before = peak()
+if sys.argv[1] == 'write':
+    with m.Writer(bucket, 'new', max_concurrency=concurrency) as out:
+        for _ in range(size // len(piece)):
+            out.write(piece)
+else:
+    reader = m.Reader(bucket, 'large', max_concurrency=concurrency)
+    if sys.argv[1] == 'pieces':
+        buffer = bytearray(65536)
+        assert sum(iter(lambda: reader.readinto(buffer), 0)) == size
+    else:
+        assert len(reader.readall()) == size
+print(peak() - before)
+'''
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status') or not environment('LARGE'),
+                    reason='peak memory is measured on Linux, where _LARGE is set')
+@pytest.mark.parametrize('work, concurrency, most', [
+    ('pieces', 1, 12), ('pieces', 4, 40), ('all', 4, 256 + 48), ('write', 1, 17),
+    ('write', 4, 41)])
+def test_memory_stays_within_its_bounds(memory, work, concurrency, most):
+    memory.put('large', bytes(256 * MIB))
+    memory.put('warm', bytes(100))
+    code = LARGE % (memory.access_key, memory.secret_key, memory.bucket, memory.region,
+                    memory.endpoint)
+    grown = int(subprocess.run([sys.executable, '-c', code, work, str(concurrency)], cwd=HERE,
+                               check=True, stdout=subprocess.PIPE).stdout)
+    assert grown <= most
 
 
 # ---- 9. Options --------------------------------------------------------------------------------
@@ -2363,7 +2660,7 @@ def test_files_read_and_write_as_on_disk(storage):
         file.write(b'half of')
         raise ZeroDivisionError
     assert storage.open('t').read() == b''
-    for mode in ('a', 'r+', 'w+b', 'x', 'U', ''):
+    for mode in ('a', 'r+', 'w+b', 'U', '', 'rwb'):
         with pytest.raises(ValueError, match='opened with'):
             storage.open('t', mode)
 
@@ -2529,6 +2826,16 @@ def test_a_taken_name_is_not_overwritten_even_when_the_look_missed_it(memory):
     assert requests_of(memory) == ['PUT a.txt'] and memory.objects['a.txt'].body == b'x'
 
 
+def test_the_look_protects_where_the_server_ignores_the_condition(memory):
+    memory.put('a.txt', b'theirs')
+    memory.fault('ignore-if-none-match', method='PUT')
+    storage = S3Storage(bucket_name='test-bucket', endpoint_url=memory.endpoint,
+                        access_key=memory.access_key, secret_key=memory.secret_key,
+                        region_name=memory.region)
+    assert storage.save('a.txt', ContentFile(b'ours')) != 'a.txt' and not memory.faults
+    assert memory.objects['a.txt'].body == b'theirs'
+
+
 def test_long_names_are_cut(storage):
     assert len(storage.get_available_name('a/' + 'b' * 30 + '.txt', max_length=20)) <= 20
     over = S3Storage(file_overwrite=True)
@@ -2583,8 +2890,7 @@ def test_the_constructor_of_2008_and_what_it_leaves_behind(memory):
     again = pickle.loads(pickle.dumps(storage))
     assert again.deconstruct() == storage.deconstruct() and again.access_key is None
     for twin in (copy.copy(storage), copy.deepcopy(storage)):
-        assert twin == storage and hash(twin) == hash(storage) and twin.secret_key == 'SECRETKEY'
-    assert storage != again and storage != S3Storage()
+        assert twin.deconstruct() == storage.deconstruct() and twin.secret_key == 'SECRETKEY'
     with pytest.raises(TypeError, match='positional'):
         S3Storage(*'abcdef')
 
@@ -3013,10 +3319,10 @@ settings.AWS_S3_REGION_NAME = %r
 assert default_storage.save("a", ContentFile(b"vendored")) == "a"
 assert default_storage.open("a").read() == b"vendored"
 assert default_storage.deconstruct()[0] == %r
-assert pickle.loads(pickle.dumps(default_storage._wrapped)) == default_storage._wrapped
+assert pickle.loads(pickle.dumps(default_storage._wrapped)).deconstruct()[0] == %r
 assert "minis3storage" not in sys.modules
 ''' % (dotted, dotted, memory.bucket, memory.endpoint, memory.access_key, memory.secret_key,
-       memory.region, dotted)
+       memory.region, dotted, dotted)
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, cwd=str(tmp_path))
     assert memory.objects['a'].body == b'vendored'
 

@@ -68,7 +68,7 @@ PAGE = """<!doctype html>
 <h1>Resumes</h1><p>Kept on S3, in the bucket <b>{{ bucket }}</b>, by Django and minis3storage.</p>
 <form class="upload" method="post" enctype="multipart/form-data">{% csrf_token %}
   {% for field in form %}<label>{{ field.label }} {{ field }}{{ field.errors }}</label>{% endfor %}
-  {{ form.non_field_errors }}<button>Upload</button></form>
+  <button>Upload</button></form>
 <table><tr><th>Pdf</th><th>Photos</th><th>Uploaded</th><th></th></tr>
 {% for resume, pdf, photos in resumes %}<tr>
   <td><a href="{% url 'download' resume.pk 'pdf' %}">{{ pdf.name }}</a>
@@ -149,14 +149,6 @@ class ResumeForm(forms.ModelForm):
     class Meta:
         model = Resume
         fields = ['pdf', 'photos']
-
-    def clean(self):
-        for file in self.files.values():
-            if file.size > default_storage.part_size:
-                raise forms.ValidationError('%s is too large: this version stores files of up to '
-                                            '%s.' % (file.name, filesizeformat(
-                                                default_storage.part_size)))
-        return super().clean()
 
 
 def described(file):
