@@ -2352,6 +2352,38 @@ def test_a_failing_part_or_complete_leaves_nothing(memory, bucket, method, where
     assert memory.objects['k'].body == b'old' and not memory.uploads and not memory.faults
 
 
+def test_a_failed_write_ends_the_upload_at_once_and_joins_its_parts_first(memory, bucket):
+    done, upload, abort = [], bucket.upload_part, bucket.abort_multipart_upload
+
+    def slowly(key, upload_id, number, body, headers):
+        time.sleep(.1 * number)
+        done.append(number)
+        return upload(key, upload_id, number, body, headers)
+    bucket.upload_part = slowly
+    bucket.abort_multipart_upload = lambda *args: done.append('abort') or abort(*args)
+    memory.fault(403, method='PUT')
+    out = minis3storage.Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=2)
+    with pytest.raises(AccessDenied):
+        out.write(bytes(20 * MIB))
+    assert out.closed and not memory.uploads and done == [1, 2, 'abort']
+    out.close()
+    assert done == [1, 2, 'abort'] and memory.requests[-1].method == 'GET'
+
+
+@pytest.mark.parametrize('size', [1, 6 * MIB])
+def test_a_key_taken_in_between_is_left_alone(memory, bucket, size):
+    storage = S3Storage(bucket_name=memory.bucket, access_key=memory.access_key, part_size=5 * MIB,
+                        secret_key=memory.secret_key, region_name=memory.region,
+                        endpoint_url=memory.endpoint)
+    with pytest.raises(FileExistsError), storage.open('k', 'xb') as file:
+        file.write(bytes(size))
+        memory.put('k', b'theirs')
+    assert memory.objects['k'].body == b'theirs' and not memory.uploads
+    memory.fault(404, method='HEAD')
+    assert storage.save('k', ContentFile(bytes(size))) != 'k'
+    assert memory.objects['k'].body == b'theirs' and not memory.uploads
+
+
 def test_a_lost_answer_to_the_last_request_is_settled(memory, bucket):
     memory.fault('reset-after', method='POST', skip=1)
     with minis3storage.Writer(bucket, 'k', part_size=5 * MIB, exclusive=True) as out:
