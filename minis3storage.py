@@ -57,7 +57,7 @@ import time
 import urllib.parse
 import warnings
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from email.header import Header
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -135,7 +135,7 @@ ERRORS = {
     (404, 'NoSuchBucket'): (NoSuchBucket, errno.ENXIO),
     (404, 'NoSuchUpload'): (NoSuchUpload, errno.ESTALE),
     (409, ''): (S3Error, errno.EBUSY),
-    # AWS: another upload of the key ended in between, and this one is void.
+    # AWS: another upload of the key ended in between; raised once `retry` asked in vain.
     (409, 'ConditionalRequestConflict'): (PreconditionFailed, errno.EEXIST),
     (412, ''): (PreconditionFailed, errno.EEXIST),
     (501, ''): (S3Error, errno.ENOSYS),
@@ -318,12 +318,9 @@ class Headers(dict):
 
 
 class Credentials:
-    """An access key, its secret, and for temporary ones a session token and their expiry.
+    """An access key, its secret, and for temporary ones a session token. The repr shows none."""
 
-    `expires` is an aware datetime or None. The repr shows no secret.
-    """
-
-    def __init__(self, access_key: str, secret_key: str, session_token=None, expires=None):
+    def __init__(self, access_key: str, secret_key: str, session_token=None):
         # Trap: until it is checked, what was given as the access key may be the secret one.
         access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
         self.access_key, session_token = '', Secret(session_token or '')
@@ -333,7 +330,7 @@ class Credentials:
         if re.search('[/,]', access_key):
             raise ValueError('access_key holds a "/" or ",": is it the secret key?')
         self.access_key, self.secret_key = str(access_key), secret_key
-        self.session_token, self.expires = session_token, expires
+        self.session_token = session_token
 
     def __repr__(self):
         return 'Credentials(%r, ...)' % self.access_key
@@ -369,7 +366,7 @@ def canonical_request(request: Request, headers: Headers, payload_hash: str) -> 
 
 
 def string_to_sign(stamp: str, scope: str, canonical: str) -> str:
-    """Return what is signed: `stamp` as of `amz_date`, `scope` as of `Signer.scope`."""
+    """Return what is signed: `stamp` as of `amz_date`, `scope` 20130524/us-east-1/s3/..."""
     return '\n'.join((ALGORITHM, stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()))
 
 
@@ -487,6 +484,7 @@ _AWS_S3 = re.compile(r'(?:^|\.)s3[a-z0-9.-]*\.amazonaws\.(?:com|com\.cn|eu)\Z')
 #: Where a bucket lives: `prefix` is the encoded path before the key, it ends with a slash.
 Address = collections.namedtuple('Address', 'scheme host prefix')
 
+#: The region in a host of AWS, B2, Wasabi, Scaleway, OVH, Spaces or Hetzner.
 _REGION_LABEL = re.compile(
     r'(?:^|\.)(?:s3(?:-fips|-accesspoint)?(?:\.dualstack)?[.-]([a-z]{2,}-[a-z0-9-]+-\d+)'
     r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)'
@@ -783,7 +781,7 @@ class Transport(urllib.request.BaseHandler):
         server = outgoing.get_header('Host')
         tunnel = None if outgoing.has_proxy() or outgoing.host == server else server
         key = os.getpid(), outgoing.type, outgoing.host, tunnel, login, self.verify
-        connection = resent = _check_out(key)
+        connection = reused = _check_out(key)
         if connection is not None:
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 return self._exchange(connection, key, outgoing, False)
@@ -793,7 +791,7 @@ class Transport(urllib.request.BaseHandler):
         connection.response_class = _Response
         if tunnel:
             connection.set_tunnel(tunnel, headers={'Proxy-Authorization': login} if login else {})
-        return self._exchange(connection, key, outgoing, resent is not None)
+        return self._exchange(connection, key, outgoing, reused is not None)
 
     https_open = http_open
 
@@ -917,7 +915,9 @@ def environment_credentials(environ: dict) -> Optional[Credentials]:
     for prefix in ('AWS_S3_', 'AWS_'):
         key, secret = prefix + 'ACCESS_KEY_ID', prefix + 'SECRET_ACCESS_KEY'
         if environ.get(key) and environ.get(secret):
-            token = environ.get('AWS_SESSION_TOKEN') or environ.get('AWS_SECURITY_TOKEN')
+            other = prefix == 'AWS_S3_' and bool(environ.get('AWS_ACCESS_KEY_ID'))  # it is its
+            token = None if other else environ.get(
+                'AWS_SESSION_TOKEN') or environ.get('AWS_SECURITY_TOKEN')
             found = [Secret.of(value) for value in (environ[key], environ[secret], token)]
             token = environ = None  # an error report shows every local
             return Credentials(*found)
@@ -973,21 +973,15 @@ def md5(data: bytes = b'') -> Any:
     return None
 
 
-def metadata_headers(metadata: dict) -> dict:
-    """Return user metadata as x-amz-meta- headers; other than ASCII as RFC 2047 wants it.
+def object_headers(metadata: dict, tags: dict) -> dict:
+    """Return user metadata, beyond ASCII as RFC 2047 has it, and object tags as headers.
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
     """
-    return {'x-amz-meta-' + name.lower(): Header(value, 'utf-8', maxlinelen=sys.maxsize).encode()
-            if re.search(r'[^\0-\x7f]', value) else value for name, value in metadata.items()}
-
-
-def tagging_header(tags: dict) -> dict:
-    """Return object tags as the x-amz-tagging header: a query string.
-
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
-    """
-    return {'x-amz-tagging': canonical_query(tags.items())} if tags else {}
+    headers = {'x-amz-meta-' + name.lower(): value if re.match(r'[\0-\x7f]*\Z', value) else
+               Header(value, 'utf-8', maxlinelen=sys.maxsize).encode()
+               for name, value in metadata.items()}
+    return dict(headers, **{'x-amz-tagging': canonical_query(tags.items())} if tags else {})
 
 
 def sse_headers(headers: dict) -> dict:
@@ -1000,7 +994,10 @@ def sse_headers(headers: dict) -> dict:
 
 
 class _Call:
-    """One operation on its way: `attempt` signs and sends it, `mend` repairs what S3 names."""
+    """One operation on its way: `attempt` signs and sends it, `mend` repairs what S3 names.
+
+    It asks its Bucket anew in each attempt: a repair changes the Bucket, and the next one sees it.
+    """
 
     #: What every answer of S3's has: a portal or a proxy that says 200 to everything has not.
     NAMED = {'GET': ('etag',), 'HEAD': ('etag', 'content-length'), 'PUT': ('etag',)}
@@ -1018,7 +1015,9 @@ class _Call:
         request = self.request(*self.detour or bucket._location(self.key))
         answer = bucket.transport.send(request, self.signer.sign(request, bucket._now()))
         failed = answer.status not in (200, 204, 206)
-        lacks = [name for name in self.NAMED.get(self.method, ()) if name not in answer.headers]
+        plain = self.expect in ('', 'stream')  # no XML is awaited
+        named = self.NAMED.get(self.method, ()) if plain else ()
+        lacks = [name for name in named if name not in answer.headers]
         if self.expect == 'stream' and not failed and not lacks:
             return answer
         stray = self.method == 'DELETE' and answer.remaining != 0
@@ -1026,8 +1025,8 @@ class _Call:
         if failed or root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
             raise self.error(answer, answer.status if failed else 500, root)
         # Fact: rclone names the answer to CreateMultipartUpload without "Result".
-        if (root.tag in (self.expect, self.expect[:-len('Result')]) if self.expect not in (
-                '', 'stream') else not lacks and not stray):
+        if (not lacks and not stray if plain else
+                root.tag in (self.expect, self.expect[:-len('Result')])):
             return root if self.expect else answer
         answer.close()
         raise S3Error(errno.EBADMSG, '%s answered %.40r without %s: is that S3?' % (
@@ -1140,7 +1139,7 @@ class Bucket:
                  utcnow=utcnow, clock=time.monotonic, sleep=time.sleep, rand=random.random):
         self.name, self.credentials, self.style = name, credentials, style
         self.region, self.offset = region, datetime.timedelta()  # corrected when S3 says so
-        # For the one who makes URLs: nobody named the region. A conditional PUT was answered 501.
+        # Nobody named the region (set by S3Storage, for url()); conditions were answered 501.
         self.region_guessed = self._ignores_conditions = False
         self._endpoint, self.checksums = endpoint, checksums
         self.transport, self.utcnow, self.clock = transport or Transport(), utcnow, clock
@@ -1183,8 +1182,9 @@ class Bucket:
     def _call(self, method, key, query=(), headers=(), body=b'', expect=''):
         """Return what `_Call.attempt` does, after as many attempts as it takes."""
         # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
-        if not key and expect not in ('ListBucketResult', 'DeleteResult'):
-            raise ValueError('a key must not be empty')
+        if (not key and expect not in ('ListBucketResult', 'DeleteResult')
+                or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
+            raise ValueError('neither a key nor the id of an upload may be empty')
         headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
         if body or method in ('PUT', 'POST'):
             headers['content-length'] = str(len(body))
@@ -1231,7 +1231,7 @@ class Bucket:
         try:
             return self._call('PUT', key, (), dict(headers, **extra), body).headers['etag']
         except PreconditionFailed as error:
-            return self._settle(error, key, md5(body), '', started)
+            return self._settle(error, key, md5(body), '', started, sse_headers(headers))
         except S3Error as error:
             if error.status != 501 or not extra:
                 raise
@@ -1239,7 +1239,7 @@ class Bucket:
         self._ignores_conditions = True  # it was the condition: without it all went well
         return etag
 
-    def _settle(self, error, key, digest, suffix, started):
+    def _settle(self, error, key, digest, suffix, started, headers=()):
         """Return the ETag that `digest`, None if unknown, and `suffix` make if the object has it
         and came after `started`, else raise `error`.
 
@@ -1248,7 +1248,7 @@ class Bucket:
         etag, head = digest and '"%s%s"' % (digest.hexdigest(), suffix), {}
         if error.uncertain and etag:
             with contextlib.suppress(NoSuchKey):
-                head = self.head_object(key)
+                head = self.head_object(key, headers)
         stored, served = map(parse_http_date, (head.get('last-modified'), head.get('date')))
         # HTTP's dates are whole seconds, rounded down: one for each.
         if (head.get('etag') != etag or not stored or not served
@@ -1330,7 +1330,7 @@ class Bucket:
         if more not in ('true', 'false', None) or (token or more == 'true') and (
                 more != 'true' or token in seen):
             raise ValueError('truncated or not, and the token is missing or came again')
-        return Listing(contents, prefixes), token
+        return Listing(contents, prefixes), token or None
 
     def create_multipart_upload(self, key: str, headers=()) -> str:
         """Begin an upload in parts, return its id. It is there, and paid for, until ended.
@@ -1370,8 +1370,8 @@ class Bucket:
         body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
             '<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>' % (number, xml_text(etag))
             for number, etag in enumerate(etags, 1))).encode()
-        headers = dict({'if-none-match': '*'} if if_none_match else {},
-                       **{'content-type': 'application/xml'})
+        extra = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
+        headers = dict(extra, **{'content-type': 'application/xml'})
         try:
             root = self._call('POST', key, [('uploadId', upload_id)], headers, body,
                               'CompleteMultipartUploadResult')
@@ -1379,6 +1379,10 @@ class Bucket:
             known = all(re.match(r'"[0-9a-f]{32}"\Z', etag) for etag in etags)
             digest = md5(bytes.fromhex(''.join(etags).replace('"', ''))) if known else None
             return self._settle(error, key, digest, '-%d' % len(etags), started)
+        except S3Error as error:
+            if error.status != 501 or not extra:
+                raise
+            return self.complete_multipart_upload(key, upload_id, etags)  # as in put_object
         etag = root.findtext('ETag', '').strip('"')
         return etag and '"%s"' % etag  # Fact: Ceph's answer to a repetition has no quotes
 
@@ -1431,13 +1435,17 @@ class Bucket:
 
 
 # ---- 8. Files ----------------------------------------------------------------------------------
+#
+# Files of `io`, not of Django. In a Reader `_advance` and `readall` decide which range comes next,
+# `_fetch` gets it whole, resuming it, and `_ask` sends one request. In a Writer `_send_part` sends
+# what `write` gathered, `close` publishes, `discard` undoes. Only `submit` starts a thread.
 
 FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
-MAX_RESUMES = 5          #: times a body that breaks off is resumed. Precedent: s3transfer
+MAX_RESUMES = 5          #: times in a row without a byte more that a body is resumed
 MAX_PARTS = 10000        #: parts of an upload, S3's limit
 
 
-def start(threaded: bool, call: Callable, *args) -> Future:
+def submit(threaded: bool, call: Callable, *args) -> Future:
     """Call in a thread of its own, or at once if not `threaded`; return a Future of the result."""
     future = Future()  # type: Future
 
@@ -1458,8 +1466,8 @@ class Reader(io.RawIOBase):
 
     The first range is fetched at once: NoSuchKey is raised here, and a small object is one
     request. Ranges double while reading goes on in order, from 64 KiB up to `part_size`, and
-    fall back after a seek. From the third in order one is fetched ahead; `readall` works on
-    `max_concurrency` connections, and so many ranges are in memory at most; 1 starts no thread.
+    fall back after a seek; one is in memory. `readall` works on `max_concurrency` connections,
+    with so many ranges in memory; 1 starts no thread.
     All ranges are of one object, else ObjectChanged. `size`, `etag` and `headers` (of the first
     answer) cost no further request. `headers` given are sent with each (SSE-C keys).
     """
@@ -1469,9 +1477,8 @@ class Reader(io.RawIOBase):
         super().__init__()
         self._bucket, self._key, self._asked = bucket, key, headers
         self._part_size, self._max_concurrency = part_size, max_concurrency
-        # Where reading goes on; the range in memory; (begin, Future) of the one fetched ahead.
-        self._position, self._ahead = 0, None
-        self._start, self._span, self._held = 0, FIRST_RANGE, b''
+        # Where reading goes on; the range in memory: where it starts, its span, its bytes.
+        self._position, self._start, self._span, self._held = 0, 0, FIRST_RANGE, b''
         self.size, self.etag, self.headers = None, '', None
         self._held = self._fetch(0, FIRST_RANGE)
 
@@ -1480,10 +1487,6 @@ class Reader(io.RawIOBase):
         return True
 
     seekable = readable
-
-    def tell(self) -> int:
-        """Return the position, in bytes."""
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move without a request; past the end is allowed and reads as nothing."""
@@ -1517,28 +1520,21 @@ class Reader(io.RawIOBase):
             # Near the end take its last 64 KiB: the directory of a zip file is read backwards.
             begin = min(begin, max(self.size - FIRST_RANGE, 0))
         span = max(self._span, self._position - begin + min(wanted, self._part_size))
-        ahead, self._ahead = self._ahead, None
-        self._held = (ahead[1].result() if ahead and ahead[0] == begin
-                      else self._fetch(begin, begin + span))
-        self._start, following = begin, begin + len(self._held)
-        if self._span > 2 * FIRST_RANGE and self._max_concurrency > 1 and following < self.size:
-            stop = following + min(2 * self._span, self._part_size)
-            self._ahead = following, start(True, self._fetch, following, stop)
+        self._start, self._held = begin, self._fetch(begin, begin + span)
 
-    def readall(self) -> bytes:
-        """Return the rest of the object."""
+    def readall(self, begin: Optional[int] = None) -> bytes:
+        """Return the rest of the object, or all from `begin` on."""
         self._check_open()
-        body, begin, ahead = io.BytesIO(), self._position, self._ahead
+        body, ranges = io.BytesIO(), collections.deque()
+        begin = self._position if begin is None else begin
         if self._start <= begin < self._start + len(self._held):
             begin += body.write(memoryview(self._held)[begin - self._start:])
-        if ahead and ahead[0] == begin:
-            begin += body.write(ahead[1].result())
-        self._held, self._ahead, ranges = b'', None, collections.deque()
+        self._held = b''
         threaded = self._max_concurrency > 1 and self.size - begin > self._part_size
         for begin in range(begin, self.size, self._part_size):
             if len(ranges) == (self._max_concurrency if threaded else 1):
                 body.write(ranges.popleft().result())
-            ranges.append(start(threaded, self._fetch, begin, begin + self._part_size))
+            ranges.append(submit(threaded, self._fetch, begin, begin + self._part_size))
         while ranges:
             body.write(ranges.popleft().result())
         self._position = max(self._position, self.size)
@@ -1576,10 +1572,10 @@ class Reader(io.RawIOBase):
         """Return (Answer, bytes of its body before byte `begin` of the object first opened)."""
         try:
             answer = self._bucket.get_object(self._key, begin, stop, self.etag, self._asked)
-        except PreconditionFailed:
-            raise self._changed() from None
         except S3Error as error:
-            if self.size is not None or error.status != 416:
+            if error.status == 412 or error.status == 416 and self.size is not None:
+                raise self._changed() from None
+            if error.status != 416:
                 raise
             # Fact: any range of an empty object is 416, and without its headers.
             answer = self._bucket.get_object(self._key, headers=self._asked)
@@ -1639,11 +1635,11 @@ class Writer(io.RawIOBase):
     def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
                  max_concurrency: int = 4, exclusive: bool = False, size: Optional[int] = None):
         super().__init__()
-        self._bucket, self._key, self._headers = bucket, key, Headers(headers)
-        self._exclusive, self._size = exclusive, size
-        self._part_size, self._max_concurrency = part_size, max_concurrency
-        self._buffer, self._sent, self._pid = bytearray(), 0, os.getpid()
+        self._bucket, self._key, self._pid = bucket, key, os.getpid()
         self._upload_id, self._parts = '', []  # Futures of ETags, in order
+        self._buffer, self._sent, self._headers = bytearray(), 0, Headers(headers)
+        self._part_size, self._max_concurrency = part_size, max_concurrency
+        self._exclusive, self._size = exclusive, size
         self._length = part_length(1, 0, part_size, size)
 
     def writable(self) -> bool:
@@ -1677,7 +1673,7 @@ class Writer(io.RawIOBase):
 
     def _send_part(self):
         """Send the buffer as a part, once fewer than `max_concurrency` others are on their way."""
-        if not self._upload_id:
+        if not self._parts:
             self._upload_id = self._bucket.create_multipart_upload(self._key, self._headers)
             _unfinished.add(self)
         number = len(self._parts) + 1
@@ -1686,8 +1682,10 @@ class Writer(io.RawIOBase):
         if number > self._max_concurrency:
             self._parts[number - self._max_concurrency - 1].result()
         body, self._buffer = self._buffer, bytearray()
-        self._parts.append(start(self._max_concurrency > 1, self._bucket.upload_part, self._key,
-                                 self._upload_id, number, body, sse_headers(self._headers)))
+        self._parts.append(submit(self._max_concurrency > 1, self._bucket.upload_part, self._key,
+                                  self._upload_id, number, body, sse_headers(self._headers)))
+        if self._max_concurrency == 1:
+            self._parts[-1].result()  # now, and not with the next part
         self._sent += len(body)
         self._length = part_length(number + 1, self._sent, self._part_size, self._size)
 
@@ -1711,11 +1709,10 @@ class Writer(io.RawIOBase):
 
     def discard(self) -> None:
         """Close without storing anything: parts on their way are awaited, the upload aborted."""
-        self._buffer = bytearray()
+        self._sent, self._buffer = self.tell(), bytearray()
         super().close()
         if self._upload_id and os.getpid() == self._pid:
-            for part in self._parts:
-                part.exception()  # waits, and raises nothing
+            wait(self._parts, 300)  # seconds: one may be waiting for us, as a finalizer's thread
             try:
                 self._bucket.abort_multipart_upload(self._key, self._upload_id)
                 if self._bucket.list_parts(self._key, self._upload_id):
@@ -1733,11 +1730,11 @@ class Writer(io.RawIOBase):
 
     # Trap: io's own finalizer calls close(), and would publish what a lost file held.
     def __del__(self):
-        if not self.closed:
+        if self._upload_id or not self.closed:  # closed: where discard() was interrupted
+            self.discard()
             if os.getpid() == self._pid:
                 warnings.warn('%s was neither closed nor discarded: nothing is stored' % self._key,
                               ResourceWarning, stacklevel=2, source=self)
-            self.discard()
 
 
 # ================================== the Django line =============================================
@@ -1790,7 +1787,7 @@ def _number(least, most, kind=int):
 def _prefix(value):
     """Return a location as a prefix of keys: '' or with a slash at its end."""
     parts = _text(value).rstrip('/').split('/') if _text(value) else []
-    if not {'', '.', '..'}.isdisjoint(parts) or '\\' in value:
+    if not {'', '.', '..'}.isdisjoint(parts) or '\\' in _text(value):
         raise ValueError('a location is like "media" or "a/b", relative; not %r' % value)
     return '/'.join(parts + ['']) if parts else ''
 
@@ -1821,8 +1818,8 @@ class Option:
 
     Looked up in this order: the constructor's argument (OPTIONS), a subclass's attribute,
     property or method, the Django `settings` in their order, the variables of `environ`, the
-    default. None, or False where it means nothing else (`keeps_false`), given to the constructor
-    or written in a subclass means the default and so switches a global setting off; None in
+    default. None, or False unless `keeps_false` gives it a meaning, in the constructor or a
+    subclass means the default and so switches a global setting off; None in
     settings and an empty variable mean "not set". A callable is asked on each use.
     """
 
@@ -1876,7 +1873,7 @@ class Option:
             return self.default
         try:
             return self.convert(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ImproperlyConfigured('%s (%s): %s' % (
                 self.name, ', '.join(self.settings), error)) from None
 
@@ -2032,8 +2029,8 @@ class S3File(File):
         """Return up to `size` bytes or characters, all that are left for -1 or None."""
         if self.mode != 'rb' or size is not None and size >= 0:
             return self.file.read(size)
-        position = self._raw.seek(self.file.tell())  # BufferedReader would copy it once more
-        body = self._raw.readall()
+        position = self.file.tell()
+        body = self._raw.readall(position)  # BufferedReader would copy it once more
         self.file.seek(position + len(body))
         return body
 
@@ -2079,8 +2076,8 @@ def _veiled(options):
 
 
 #: The options that make two configurations talk to the same place in the same way.
-Connection = collections.namedtuple(
-    'Connection', 'bucket_name access_key secret_key security_token region_name endpoint_url '
+BucketOptions = collections.namedtuple(
+    'BucketOptions', 'bucket_name access_key secret_key security_token region_name endpoint_url '
     'addressing_style use_ssl verify proxies connect_timeout read_timeout deadline max_attempts '
     'checksums')
 
@@ -2089,9 +2086,9 @@ class S3Storage(Configured, Storage):
     """Django's file storage on S3.
 
     ``S3Storage(**options)``, or positionally as in 2008: bucket, access key, secret key, ACL,
-    calling format. It holds just these; pickles and migrations get them without the secrets. Names
-    are Django's, relative to `location`; one that leaves it is a SuspiciousFileOperation. Errors
-    are S3Error, each also the OSError a disk would raise.
+    calling format. Copies are made of just these, pickles and migrations too but without secrets:
+    what is set on an instance is in none. Names are Django's, relative to `location`; one that
+    leaves it is a SuspiciousFileOperation. Errors are S3Error, the OSError a disk would raise.
     """
 
     default_content_type = 'application/octet-stream'
@@ -2101,7 +2098,7 @@ class S3Storage(Configured, Storage):
         self = super().__new__(cls)
         self._arguments = args[:1] + tuple(map(Secret.of, args[1:3])) + args[3:], _veiled(kwargs)
         self._options, self._latest = {}, (None, None)  # the last Config and its Bucket
-        # A Bucket keeps what it learns, of its region and clock: one for each connection.
+        # A Bucket keeps what it learns, of its region and clock: one for each BucketOptions.
         self._bucket_of = functools.lru_cache(maxsize=64)(self._new_bucket)
         return self
 
@@ -2128,6 +2125,7 @@ class S3Storage(Configured, Storage):
         if name in _NAMES and not isinstance(getattr(type(self), name, None), property):
             self._options[_NAMES[name]], self._resolved = value, None
             value = value if callable(value) else DECLARED[_NAMES[name]].clean(value)
+            vars(self)[_NAMES[name]] = value  # what an alias says, the option's own name says too
         super().__setattr__(name, value)
 
     def deconstruct(self) -> tuple:
@@ -2143,8 +2141,10 @@ class S3Storage(Configured, Storage):
         if any(value in secrets for value in args):
             raise ValueError('%s takes its secret key by position, where a migration or a pickle '
                              'would show it: take it by keyword' % cls.__name__)
-        public = {name: value for name, value in kwargs.items()
-                  if name not in _SECRETS and value not in secrets}
+        # A migration is written with repr(), and a Secret's tells nothing.
+        args = tuple(str(value) if isinstance(value, Secret) else value for value in args)
+        public = {name: str(value) if isinstance(value, Secret) else value for name, value in
+                  kwargs.items() if name not in _SECRETS and value not in secrets}
         if isinstance(public.get('headers'), dict):
             public['headers'] = {name: value for name, value in public['headers'].items()
                                  if not _SECRET_HEADERS.search(name.lower())}
@@ -2178,18 +2178,18 @@ class S3Storage(Configured, Storage):
         config, latest = self.config, self._latest
         if latest[0] is not config:
             try:
-                bucket = self._bucket_of(_generation[0], Connection(*(
-                    getattr(config, name) for name in Connection._fields)))
+                bucket = self._bucket_of(_generation[0], BucketOptions(*(
+                    getattr(config, name) for name in BucketOptions._fields)))
             except ValueError as error:
                 raise ImproperlyConfigured(str(error)) from None
             latest = self._latest = config, bucket
         return latest[1]  # Trap: self._latest may be another thread's by now
 
     def _new_bucket(self, generation, config):
-        """Return a Bucket of the options in `config`; a new `generation` makes a new one."""
+        """Return a Bucket of `config`, BucketOptions; `generation` only makes the cache miss."""
         if not config.bucket_name:
             raise ImproperlyConfigured('no bucket: set bucket_name (AWS_STORAGE_BUCKET_NAME)')
-        endpoint, given = config.endpoint_url, self._given_credentials(config)
+        endpoint, given = config.endpoint_url or None, self._given_credentials(config)
         region = config.region_name or endpoint and endpoint_region(endpoint)
         if endpoint is None and not config.use_ssl:
             endpoint = aws_endpoint(region or 'us-east-1', 'http')
@@ -2269,9 +2269,11 @@ class S3Storage(Configured, Storage):
 
     def _save(self, name, content):
         """Store `content`, whole or not at all; PreconditionFailed if the name is taken."""
-        name = self._clean(name)
+        name, size = self._clean(name), None
+        with contextlib.suppress(AttributeError, TypeError, ValueError, OSError):
+            size = int(content.size)  # Fact: File.size raises OSError for what cannot tell()
         with self._writer(name, getattr(content, 'content_type', None),
-                          not self.config.file_overwrite, getattr(content, 'size', None)) as out:
+                          not self.config.file_overwrite, size) as out:
             for chunk in content.chunks():
                 out.write(chunk.encode() if isinstance(chunk, str) else chunk)
         return name
@@ -2354,7 +2356,7 @@ class S3Storage(Configured, Storage):
     def url(self, name: str) -> str:
         """Return a URL to read the object: signed for `querystring_expire` seconds, or not.
 
-        Unsigned if `querystring_auth` is False, and always below `custom_domain`. A trailing
+        Not signed if `querystring_auth` is False, never signed with `custom_domain`. A trailing
         slash is kept. No request is made.
         """
         key = self._key(name) + '/' * str(name).endswith(('/', '\\'))

@@ -1557,6 +1557,8 @@ def test_refused_keys(memory, bucket, localhost, name):
     calls += [partial(operate, virtual, name, key) for key in [''] + dots * (name in URLS)]
     calls += [partial(bucket.delete_objects, keys) for keys in ([], ['a', ''], 'a' * 1001, '\0')]
     calls += [partial(bucket.upload_part, 'key', 'id', number, b'') for number in (0, 10001)]
+    calls += [partial(bucket.upload_part, 'key', '', 1, b''),  # Ceph would replace the object
+              partial(bucket.abort_multipart_upload, 'key', '')]
     for call in calls:
         with pytest.raises(ValueError):
             call()
@@ -1778,6 +1780,9 @@ def page_of(*keys, **fields):
     (page_of('p/a')[:-9], None), (page_of('q/a'), None), (page_of('p/a', '../p/b'), None),
     (page_of(''), None), (page_of(CommonPrefixes={'Prefix': 'q/'}), None),
     (page_of(CommonPrefixes=''), None), (page_of('p/%FF', EncodingType='url'), None),
+    (page_of('p/a', IsTruncated='false', NextContinuationToken=''), ['p/a']),
+    (page_of('p/a', IsTruncated='True', NextContinuationToken='x'), None),
+    (page_of('p/a', NextContinuationToken='x'), None),
     (page_of('p/a', IsTruncated='true'), None), (page_of(Contents={'Key': 'p/a'}), None),
     (page_of('p/a').replace(b'>1<', b'>x<'), None), (page_of('p/a').replace(b'2009', b'9'), None),
     (b' ' * (8 << 20) + page_of('p/a'), None),
@@ -1977,11 +1982,12 @@ def test_headers_and_urls(anywhere):
     key = anywhere.prefix + '/a+b %41~*\'&=;#?"<\\é 漢/😀//'
     headers = {'content-type': 'text/plain;  charset=utf-8', 'content-disposition': 'a;  b="c  d"',
                'x-amz-meta-runs': '  a   b', 'cache-control': '\t a \t b\t'}
-    headers.update(minis3storage.metadata_headers({'Text': 'é  漢' * 9}))
-    headers.update(minis3storage.tagging_header({'a b': 'c+é=&', 'd': ''}))
+    headers.update(minis3storage.object_headers(
+        {'Text': 'é  漢' * 9, 'plain': 'a  b'}, {'a b': 'c+é=&', 'd': ''}))
     anywhere.put_object(key, b'body', headers)
     assert headers['x-amz-tagging'] == 'a%20b=c%2B%C3%A9%3D%26&d='
-    assert headers['x-amz-meta-text'].startswith('=?utf-8?')
+    assert headers['x-amz-meta-text'].startswith('=?utf-8?') and (
+        headers['x-amz-meta-plain'], minis3storage.object_headers({}, {})) == ('a  b', {})
     head = anywhere.head_object(key)
     assert head['x-amz-meta-runs'].split() == head['cache-control'].split() == ['a', 'b']
     assert head['x-amz-meta-text'] == headers['x-amz-meta-text']
@@ -2062,11 +2068,12 @@ def test_reader_seeks_as_a_file_does(memory, bucket):
             call()
 
 
+@pytest.mark.parametrize('size', [100000, 100])
 @pytest.mark.parametrize('ignores', [None, 'ignore-if-match', 'ignore-range'])
-def test_no_mixture_of_two_versions_is_read(memory, bucket, ignores):
+def test_no_mixture_of_two_versions_is_read(memory, bucket, ignores, size):
     memory.put('k', b'a' * 100000)
     reader = minis3storage.Reader(bucket, 'k')
-    memory.put('k', b'b' * 100000)
+    memory.put('k', b'b' * size)
     if ignores:
         memory.fault(ignores)
     with pytest.raises(minis3storage.ObjectChanged):
@@ -2108,6 +2115,21 @@ def test_what_failed_can_be_read_again(memory, bucket):
     with pytest.raises(AccessDenied):
         reader.readall()
     assert reader.tell() == 0 and reader.readall() == body and reader.tell() == 100000
+
+
+def test_after_a_failed_read_the_next_one_is_right(memory):
+    body = os.urandom(200000)
+    memory.put('k', body)
+    storage = S3Storage(bucket_name=memory.bucket, access_key=memory.access_key, max_attempts=1,
+                        secret_key=memory.secret_key, region_name=memory.region,
+                        endpoint_url=memory.endpoint)
+    file = storage.open('k')
+    assert file.read(10) == body[:10]
+    memory.fault(403)
+    with pytest.raises(AccessDenied):
+        file.read()
+    assert file.tell() == 10 and file.read(100000) == body[10:100010]
+    assert file.read() == body[100010:] and file.read() == b''
 
 
 def test_a_body_that_never_comes_ends_in_an_error(memory, bucket):
@@ -2154,7 +2176,7 @@ def test_writer_is_whole_or_absent(memory, bucket):
 
 
 @pytest.mark.parametrize('position', [0, 1, 70000, 5 * MIB])
-def test_reading_in_order_doubles_and_fetches_one_range_ahead(memory, bucket, position):
+def test_ranges_double_while_reading_goes_on_in_order(memory, bucket, position):
     body = os.urandom(6 * MIB + 7)
     memory.put('k', body)
     reader = minis3storage.Reader(bucket, 'k', part_size=MIB, max_concurrency=2)
@@ -2169,23 +2191,14 @@ def test_reading_in_order_doubles_and_fetches_one_range_ahead(memory, bucket, po
     assert sorted(asked)[1:] == sorted(asked[1:]) and max(lengths) <= MIB
 
 
-def test_nothing_is_fetched_ahead_before_the_third_range(memory, bucket):
-    memory.put('k', bytes(2 * MIB))
-    reader = minis3storage.Reader(bucket, 'k')
-    reader.read(65536)
-    reader.read(131072)   # the second range, all of it
-    time.sleep(0.05)
-    assert len(memory.requests) == 2
-    reader.read(1)        # the third, and the fourth ahead
-    reader._ahead[1].result()
-    assert len(memory.requests) == 4
-    reader.seek(5)        # out of order: back to 64 KiB
-    reader.read(1)
-    assert memory.requests[-1].headers['range'] == 'bytes=5-65540'
-    single = minis3storage.Reader(bucket, 'k', max_concurrency=1)
+def test_ranges_fall_back_after_a_seek_and_one_connection_needs_no_thread(memory, bucket):
+    memory.put('k', bytes(20 * MIB))
+    reader = minis3storage.Reader(bucket, 'k', part_size=MIB, max_concurrency=1)
     before = threading.active_count()
-    assert sum(map(len, iter(partial(single.read, 65536), b''))) == 2 * MIB
-    assert threading.active_count() == before
+    reader.read(65536), reader.read(131072), reader.seek(5), reader.read(1)
+    assert [record.headers['range'] for record in memory.requests] == [
+        'bytes=0-65535', 'bytes=65536-196607', 'bytes=5-65540']
+    assert len(reader.readall()) == 20 * MIB - 6 and threading.active_count() == before
 
 
 def test_the_rest_comes_on_several_connections(memory, bucket):
@@ -2302,7 +2315,9 @@ def test_large_content_goes_in_parts(storage, options, concurrency, tmp_path):
     upload.write(body)
     lying = ContentFile(body)
     lying.size = 3
-    for content in (ContentFile(body), Trickle([body[:7], body[7:]]), File(path.open('rb')),
+    stream = File(gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(body, 1))))  # tells no size
+    for content in (stream, ContentFile(body), Trickle([body[:7], body[7:]]),
+                    File(path.open('rb')),
                     upload, SimpleUploadedFile('s', body), lying, Trickle(['ä' * MIB] * 6)):
         storage.save('big', content)
         name = sorted(storage.listdir('')[1], key=lambda n: (len(n), n))[-1]
@@ -2384,11 +2399,37 @@ def test_a_key_taken_in_between_is_left_alone(memory, bucket, size):
     assert memory.objects['k'].body == b'theirs' and not memory.uploads
 
 
+def test_one_connection_fails_at_the_part_that_fails(memory, bucket):
+    memory.fault(403, method='PUT')
+    out = minis3storage.Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=1)
+    with pytest.raises(AccessDenied):
+        out.write(bytes(5 * MIB + 1))
+    assert out.closed and not memory.uploads
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_dropped_upload_is_aborted_even_where_warnings_are_errors(memory, bucket):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        out = minis3storage.Writer(bucket, 'k', part_size=5 * MIB)
+        out.write(bytes(6 * MIB))
+        del out
+        gc.collect()
+    assert not memory.uploads and not memory.objects
+
+
 def test_a_lost_answer_to_the_last_request_is_settled(memory, bucket):
     memory.fault('reset-after', method='POST', skip=1)
     with minis3storage.Writer(bucket, 'k', part_size=5 * MIB, exclusive=True) as out:
         out.write(bytes(6 * MIB))
     assert len(memory.objects['k'].body) == 6 * MIB and not memory.uploads
+
+
+def test_a_server_without_conditions_stores_large_objects_too(memory, bucket):
+    memory.fault((501, 'NotImplemented'), method='POST', skip=1)
+    with minis3storage.Writer(bucket, 'k', part_size=5 * MIB, exclusive=True) as out:
+        out.write(bytes(6 * MIB))
+    assert len(memory.objects['k'].body) == 6 * MIB and not memory.uploads and not memory.faults
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
@@ -2561,6 +2602,7 @@ def test_properties_methods_and_callables_are_asked_on_each_use():
     ({'headers': {'a b': 'c'}}, 'AWS_HEADERS'), ({'read_timeout': 0}, '0.001'),
     ({'max_attempts': 1.5}, 'number'), ({}, 'no bucket'),
     ({'bucket_name': 'a/b'}, "bucket's name"), ({'endpoint_url': 'minio:9000'}, 'http'),
+    ({'part_size': float('inf')}, 'AWS_S3_PART_SIZE'),
     ({'bucket_name': 'b', 'access_key': 'a'}, 'come together'),
     ({'bucket_name': 'b', 'access_key': 'a', 'secret_key': ' s'}, 'secret_key'),
 ])
@@ -2588,6 +2630,10 @@ def test_the_environment_is_asked_last(monkeypatch):
         monkeypatch.setenv('AWS_' + name, 'env')
     url = storage.url('k')
     assert 'Credential=env%2F' in url and 'X-Amz-Security-Token=env' in url
+    for name in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY'):
+        monkeypatch.setenv('AWS_S3_' + name, 's3')
+    url = S3Storage(bucket_name='b', region_name='eu-west-1').url('k')
+    assert 'Credential=s3%2F' in url and 'Token' not in url  # the token is the other set's
 
 
 def test_an_option_set_on_an_instance_counts():
@@ -2599,8 +2645,9 @@ def test_an_option_set_on_an_instance_counts():
 
     storage = Sub(bucket_name='b', querystring_auth=False, region_name='eu-west-1')
     assert storage.url('x').endswith('/first/x') and storage.config.default_acl == 'private'
-    storage.bucket_name = 'other'
-    storage.location = 'second'
+    storage.bucket = 'other'
+    storage.location = pathlib.PurePosixPath('second')
+    assert storage.bucket_name == 'other' and storage.location == 'second/'
     assert storage.url('x') == 'https://other.s3.eu-west-1.amazonaws.com/second/x'
     with pytest.raises(ImproperlyConfigured, match='AWS_LOCATION'):
         storage.location = '/'
@@ -2671,12 +2718,13 @@ def test_files_read_and_write_as_on_disk(storage):
     with storage.open('t', 'w') as file:
         assert file.write('a\r\né\n') == 5
         file.writelines(['x\n', 'y'])
+        written = file
         assert file.size == 9 and not storage.exists('t')
         with pytest.raises(TypeError):
             file.write(b'bytes')
         with pytest.raises(io.UnsupportedOperation):
             file.read()
-    assert storage.open('t').read() == 'a\r\né\nx\ny'.encode()
+    assert storage.open('t').read() == 'a\r\né\nx\ny'.encode() and written.size == 9
     file = storage.open('t', 'r')
     assert file.read() == 'a\né\nx\ny' and not file.closed
     assert list(file.open()) == ['a\n', 'é\n', 'x\n', 'y']
@@ -2974,6 +3022,12 @@ def test_no_secret_in_pickles_of_subclasses():
     with pytest.raises(ValueError, match='by position'):
         Positional('b', 'a', 'SECRETKEY').deconstruct()
     assert Renamed(key='SECRETKEY').deconstruct()[1:] == ((), {})
+
+    class Labelled(S3Storage):
+        def __init__(self, bucket, tenant, label):
+            super().__init__(bucket, location=tenant)
+    path, args, kwargs = Labelled('b', 'acme', label='gold').deconstruct()
+    assert (repr(args), repr(kwargs)) == ("('b', 'acme')", "{'label': 'gold'}")
     headers = {SSE_KEY: 'SECRETKEY', 'Cache-Control': 'max-age=1'}
     assert S3Storage(headers=headers).deconstruct()[2] == {
         'headers': {'Cache-Control': 'max-age=1'}}
