@@ -1020,7 +1020,7 @@ class _Call:
         lacks = [name for name in named if name not in answer.headers]
         if self.expect == 'stream' and not failed and not lacks:
             return answer
-        stray = self.method == 'DELETE' and answer.remaining != 0
+        stray = self.method == 'DELETE' and 'html' in answer.headers.get('content-type', '')
         root = self.xml(answer, failed)
         if failed or root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
             raise self.error(answer, answer.status if failed else 500, root)

@@ -2938,7 +2938,9 @@ def test_exists_is_false_for_a_404_alone(memory):
     with pytest.raises(PermissionError, match='s3:ListBucket'):
         storage.exists('x')
     assert storage.exists('x') is False
-    for call in (partial(storage.exists, 'x'), partial(storage._save, 'x', ContentFile(b'x'))):
+    for call in (partial(storage.exists, 'x'), partial(storage._save, 'x', ContentFile(b'x')),
+                 partial(storage.delete, 'x'), partial(storage.open, 'x'),
+                 partial(storage.listdir, '')):
         memory.fault('html')  # a portal or a proxy that says 200 to everything
         with pytest.raises(S3Error, match='is that S3'):
             call()
