@@ -1028,7 +1028,6 @@ class _Call:
         if (not lacks and not stray if plain else
                 root.tag in (self.expect, self.expect[:-len('Result')])):
             return root if self.expect else answer
-        answer.close()
         raise S3Error(errno.EBADMSG, '%s answered %.40r without %s: is that S3?' % (
             request.host, root.tag, lacks or self.expect or 'need'), self.key)
 
@@ -1808,9 +1807,10 @@ def _domain(value):
 
 
 def _verify(value):
-    """Return a CA file's path, an SSLContext or False."""
+    """Return a CA file's path, an SSLContext, False, or None for True."""
     # An SSLContext is told by what it does: TLS is Transport's business.
-    return value if hasattr(value, 'wrap_socket') or value is False else _text(value)
+    return (None if value is True else value if value is False or hasattr(value, 'wrap_socket')
+            else _text(value))
 
 
 class Option:

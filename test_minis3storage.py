@@ -2556,6 +2556,7 @@ def test_none_and_false_switch_a_global_setting_off():
     assert S3Storage().querystring_auth is False
     assert S3Storage(querystring_auth=None).querystring_auth is True
     assert S3Storage(verify=False).verify is False and S3Storage(verify=None).verify is None
+    assert S3Storage(verify=True).config.verify is None
 
 
 def test_settings_that_change_count_at_once(memory):
