@@ -1466,9 +1466,9 @@ class Reader(io.RawIOBase):
     The first range is fetched at once: NoSuchKey is raised here, and a small object is one
     request. Ranges double while reading goes on in order, from 64 KiB up to `part_size`, and
     fall back after a seek; one is in memory. `readall` works on `max_concurrency` connections,
-    with so many ranges in memory; 1 starts no thread.
-    All ranges are of one object, else ObjectChanged. `size`, `etag` and `headers` (of the first
-    answer) cost no further request. `headers` given are sent with each (SSE-C keys).
+    with so many ranges in memory; 1 starts no thread. All ranges are of one object, else
+    ObjectChanged. `size`, `etag` and `headers` (of the first answer) cost no further request.
+    `headers` given are sent with each (SSE-C keys).
     """
 
     def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
@@ -1634,11 +1634,11 @@ class Writer(io.RawIOBase):
     def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
                  max_concurrency: int = 4, exclusive: bool = False, size: Optional[int] = None):
         super().__init__()
-        self._bucket, self._key, self._pid = bucket, key, os.getpid()
-        self._upload_id, self._parts = '', []  # Futures of ETags, in order
-        self._buffer, self._sent, self._headers = bytearray(), 0, Headers(headers)
+        self._bucket, self._key, self._pid, self._sent = bucket, key, os.getpid(), 0
+        self._upload_id, self._parts, self._buffer = '', [], bytearray()  # parts: Futures of ETags
         self._part_size, self._max_concurrency = part_size, max_concurrency
-        self._exclusive, self._size = exclusive, size
+        # Last: what it refuses leaves a writer that can still be finalized.
+        self._exclusive, self._size, self._headers = exclusive, size, Headers(headers)
         self._length = part_length(1, 0, part_size, size)
 
     def writable(self) -> bool:

@@ -2399,6 +2399,16 @@ def test_a_key_taken_in_between_is_left_alone(memory, bucket, size):
     assert memory.objects['k'].body == b'theirs' and not memory.uploads
 
 
+@pytest.mark.filterwarnings('ignore::ResourceWarning')
+def test_a_writer_that_was_never_made_ends_quietly(bucket, monkeypatch):
+    ignored = []
+    monkeypatch.setattr(sys, 'unraisablehook', ignored.append, raising=False)  # new in 3.8
+    with pytest.raises(ValueError):
+        minis3storage.Writer(bucket, 'k', {'bad name': ''})
+    gc.collect()
+    assert ignored == []
+
+
 def test_one_connection_fails_at_the_part_that_fails(memory, bucket):
     memory.fault(403, method='PUT')
     out = minis3storage.Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=1)
