@@ -41,6 +41,7 @@ import datetime
 import difflib
 import errno
 import functools
+import gzip
 import hashlib
 import hmac
 import io
@@ -57,10 +58,11 @@ import time
 import urllib.parse
 import warnings
 import weakref
+import zlib
 from concurrent.futures import Future, wait
 from email.header import Header
 from email.message import Message
-from email.utils import parsedate_to_datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any, Callable, Iterable, Iterator, Optional
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -270,7 +272,7 @@ MAX_EXPIRES = 604800  #: seconds, seven days: what S3 takes for a presigned URL
 NOT_SIGNED = frozenset(('accept-encoding', 'authorization', 'connection', 'content-length',
                         'expect', 'te', 'transfer-encoding', 'user-agent'))
 
-_SECRET_HEADERS = re.compile(r'authorization|-security-token|-customer-key$')
+_SECRET_HEADERS = re.compile(r'authorization|-security-token|-?customer-?key$')
 
 
 class _SecretDict(dict):
@@ -973,24 +975,82 @@ def md5(data: bytes = b'') -> Any:
     return None
 
 
-def object_headers(metadata: dict, tags: dict) -> dict:
-    """Return user metadata, beyond ASCII as RFC 2047 has it, and object tags as headers.
+#: S3's names for the parameters of an upload -> headers. The words are the same but for some.
+PARAMETERS = {name: form + re.sub('(?<=[a-z])(?=[A-Z])', '-', name).lower() for form, names in (
+    ('', 'CacheControl ContentDisposition ContentEncoding ContentLanguage ContentType Expires'),
+    ('x-amz-', 'ACL GrantFullControl GrantRead GrantReadACP GrantWriteACP ServerSideEncryption '
+     'StorageClass Tagging WebsiteRedirectLocation ObjectLockMode ObjectLockRetainUntilDate '
+     'RequestPayer ExpectedBucketOwner ChecksumCRC32 ChecksumCRC32C ChecksumSHA1 ChecksumSHA256'),
+) for name in names.split()}
+PARAMETERS.update({name: 'x-amz-' + header for name, header in (
+    ('ObjectLockLegalHoldStatus', 'object-lock-legal-hold'),
+    ('BucketKeyEnabled', 'server-side-encryption-bucket-key-enabled'),
+    ('SSEKMSKeyId', 'server-side-encryption-aws-kms-key-id'),
+    ('SSEKMSEncryptionContext', 'server-side-encryption-context'),
+    ('SSECustomerAlgorithm', 'server-side-encryption-customer-algorithm'),
+    ('SSECustomerKey', 'server-side-encryption-customer-key'),
+    ('SSECustomerKeyMD5', 'server-side-encryption-customer-key-md5'))})
 
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
+
+def object_headers(parameters: dict) -> dict:
+    """Return the headers for an upload's `parameters`, in S3's names or with a dash in headers'.
+
+    Metadata is a mapping; beyond ASCII it is sent as RFC 2047 has it. Tagging is a mapping or a
+    query, a date a datetime, SSECustomerKey the key's 32 bytes. ValueError for other names.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
     """
-    headers = {'x-amz-meta-' + name.lower(): value if re.match(r'[\0-\x7f]*\Z', value) else
-               Header(value, 'utf-8', maxlinelen=sys.maxsize).encode()
-               for name, value in metadata.items()}
-    return dict(headers, **{'x-amz-tagging': canonical_query(tags.items())} if tags else {})
+    headers = {}
+    for name, value in parameters.items():
+        if name not in PARAMETERS and name != 'Metadata' and '-' not in name:
+            near = difflib.get_close_matches(name, PARAMETERS, 1)
+            raise ValueError('no parameter of an upload: %r%s' % (
+                name, near and '; did you mean %r?' % near[0] or ''))
+        header = PARAMETERS.get(name, name).lower()
+        if name == 'Metadata':
+            headers.update(('x-amz-meta-' + word.lower(), text if re.match(r'[\0-\x7f]*\Z', text)
+                            else Header(text, 'utf-8', maxlinelen=sys.maxsize).encode())
+                           for word, text in value.items())
+        elif name == 'SSECustomerKey':
+            key = value.encode() if isinstance(value, str) else value
+            headers[header] = base64.b64encode(key).decode()
+            headers[header + '-md5'] = base64.b64encode(md5(key).digest()).decode()
+        elif isinstance(value, datetime.datetime):
+            headers[header] = (format_datetime(value, usegmt=True) if name == 'Expires' else
+                               value.strftime('%Y-%m-%dT%H:%M:%SZ'))
+        else:
+            headers[header] = canonical_query(value.items()) if isinstance(value, dict) else (
+                str(value).lower() if isinstance(value, bool) else str(value))
+    return headers
 
 
-def sse_headers(headers: dict) -> dict:
-    """Return those of `headers` that every request for an object under a key of your own needs.
+def access_headers(headers: dict) -> dict:
+    """Return those of `headers` that every request for the object needs: its own key, who pays.
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/ServerSideEncryptionCustomerKeys.html
     """
-    return {name: value for name, value in headers.items()
-            if name.lower().startswith('x-amz-server-side-encryption-customer-')}
+    return {name: value for name, value in headers.items() if name.lower().startswith((
+        'x-amz-server-side-encryption-customer-', 'x-amz-request-payer', 'x-amz-expected-bucket'))}
+
+
+#: S3's names for the parameters of a read -> those of its query.
+READ_PARAMETERS = dict({'Response' + name: 'response-' + header
+                        for name, header in PARAMETERS.items() if header[:6] != 'x-amz-'},
+                       VersionId='versionId', PartNumber='partNumber')
+
+
+def url_parameters(method: str, parameters: dict) -> tuple:
+    """Return (query pairs, headers) of a URL's `parameters`, in S3's names or the query's own.
+
+    With PUT those of an upload become headers. ValueError for other names.
+    """
+    uploads = {name: value for name, value in parameters.items()
+               if method == 'PUT' and (name in PARAMETERS or name == 'Metadata')}
+    for name in parameters:
+        if name not in uploads and name not in READ_PARAMETERS and not name[:1].islower():
+            raise ValueError('no parameter of a URL for %s: %r' % (method, name))
+    return [(READ_PARAMETERS.get(name, name), str(value)) for name, value in parameters.items()
+            if name not in uploads], object_headers(uploads)
 
 
 class _Call:
@@ -1013,7 +1073,7 @@ class _Call:
         """Return what `expect` says: 'stream' an unread Answer, '' one read, a tag its element."""
         bucket, self.signer = self.bucket, self.bucket._signer()
         request = self.request(*self.detour or bucket._location(self.key))
-        answer = bucket.transport.send(request, self.signer.sign(request, bucket._now()))
+        answer = bucket.transport.send(request, self.signer.sign(request, bucket.now()))
         failed = answer.status not in (200, 204, 206)
         plain = self.expect in ('', 'stream')  # no XML is awaited
         named = self.NAMED.get(self.method, ()) if plain else ()
@@ -1135,7 +1195,9 @@ class Bucket:
 
     def __init__(self, name: str, credentials: CredentialSource, region='us-east-1', endpoint=None,
                  style='auto', transport=None, checksums=None, max_attempts=4, deadline=120,
-                 utcnow=utcnow, clock=time.monotonic, sleep=time.sleep, rand=random.random):
+                 utcnow=utcnow, clock=time.monotonic, sleep=time.sleep, rand=random.random,
+                 public_endpoint=None):
+        self._public_endpoint = public_endpoint
         self.name, self.credentials, self.style = name, credentials, style
         self.region, self.offset = region, datetime.timedelta()  # corrected when S3 says so
         # Nobody named the region (set by S3Storage, for url()); conditions were answered 501.
@@ -1163,18 +1225,23 @@ class Bucket:
 
     def _location(self, key, public=False):
         """Return (scheme, host, encoded path) of `key`; '' is the bucket, but not in public."""
-        where = address(self.name, self.endpoint, self.style) if public else self.address()
+        where = address(self.name, self._public_endpoint or self.endpoint,
+                        self.style) if public else self.address()
         if public and not key or len(key.encode()) > KEY_LIMIT:
             raise ValueError('a key has 1 to %d bytes of UTF-8, not %.80r' % (KEY_LIMIT, key))
         if (public or where.prefix != '/') and not {'.', '..'}.isdisjoint(key.split('/')):
             raise ValueError('"." and ".." in %.80r would be resolved on the way' % key)
         return where.scheme, where.host, where.prefix + quote(key, '/')
 
+    def _checks(self):
+        """Tell whether S3 is to be sent, and asked for, checksums: AWS's own unless told."""
+        return self.checksums or self.checksums is None and is_aws(self.address().host)
+
     def _signer(self):
         """Return the Signer of the credentials and the region as they are now."""
         return self._signers(self.credentials.get(), self.region)
 
-    def _now(self):
+    def now(self) -> datetime.datetime:
         """Return the time by the server's clock, as far as it told."""
         return self.utcnow() + self.offset
 
@@ -1211,6 +1278,8 @@ class Bucket:
             headers['range'] = 'bytes=%d-%s' % (start or 0, '' if stop is None else stop - 1)
         if if_match:
             headers['if-match'] = if_match
+        if self._checks():
+            headers['x-amz-checksum-mode'] = 'ENABLED'
         return self._call('GET', key, headers=headers, expect='stream')
 
     def put_object(self, key: str, body: bytes, headers=(), if_none_match=False) -> str:
@@ -1223,14 +1292,14 @@ class Bucket:
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
         """
         headers, started = Headers(headers), self.clock()
-        if self.checksums or self.checksums is None and is_aws(self.address().host):
+        if self._checks():
             headers['x-amz-checksum-sha256'] = base64.b64encode(
                 hashlib.sha256(body).digest()).decode()
         extra = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
         try:
             return self._call('PUT', key, (), dict(headers, **extra), body).headers['etag']
         except PreconditionFailed as error:
-            return self._settle(error, key, md5(body), '', started, sse_headers(headers))
+            return self._settle(error, key, md5(body), '', started, access_headers(headers))
         except S3Error as error:
             if error.status != 501 or not extra:
                 raise
@@ -1406,13 +1475,14 @@ class Bucket:
                      int(part.findtext('Size'))) for part in root.findall('Part')]
         return []
 
-    def presigned_url(self, method: str, key: str, expires: int, query=(), headers=()) -> str:
-        """Return a URL for one `method` on `key` for `expires` seconds (1 to 604,800).
+    def presigned_url(self, method: str, key: str, expires: int, query=(), headers=(),
+                      now: Optional[datetime.datetime] = None) -> str:
+        """Return a URL for one `method` on `key` for `expires` seconds (1 to 604,800) from `now`.
 
         `query` may hold response-content-type and the like; `headers` must be sent as given.
         """
         request = Request(method, *self._location(key, public=True), query, headers)
-        return self._signer().presign(request, self._now(), expires)
+        return self._signer().presign(request, now or self.now(), expires)
 
     def presigned_post(self, key: str, expires: int, conditions=(), fields=None) -> dict:
         """Return {'url': ..., 'fields': ...} of a form that may POST a file to `key`.
@@ -1425,12 +1495,13 @@ class Bucket:
         url = self.public_url(key)[:-len(quote(key, '/'))]
         fields = dict(fields or {}, key=key)
         exact = [{'bucket': self.name}] + [{name: fields[name]} for name in sorted(fields)]
-        signed = self._signer().post_policy(exact + list(conditions), self._now(), expires)
+        signed = self._signer().post_policy(exact + list(conditions), self.now(), expires)
         return {'url': url, 'fields': dict(fields, **signed)}
 
-    def public_url(self, key: str) -> str:
+    def public_url(self, key: str, query: Iterable = ()) -> str:
         """Return the unsigned URL of `key`."""
-        return '%s://%s%s' % self._location(key, public=True)
+        return ('%s://%s%s' % self._location(key, public=True)
+                + ('?' + canonical_query(query) if query else ''))
 
 
 # ---- 8. Files ----------------------------------------------------------------------------------
@@ -1460,6 +1531,28 @@ def submit(threaded: bool, call: Callable, *args) -> Future:
     return future
 
 
+#: Header -> the bytes whose base64 it holds. Fact: a value with a - is of parts, not of the body.
+CHECKSUMS = {'x-amz-checksum-crc32': lambda body: zlib.crc32(body).to_bytes(4, 'big'),
+             'x-amz-checksum-sha1': lambda body: hashlib.sha1(body).digest(),
+             'x-amz-checksum-sha256': lambda body: hashlib.sha256(body).digest()}
+
+
+def is_intact(body: bytes, headers: Message) -> bool:
+    """Tell whether `body`, a whole object, has the checksums that came with it, if any.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
+    """
+    for name, digest in CHECKSUMS.items():
+        value = headers.get(name, '-')
+        if '-' not in value and value != base64.b64encode(digest(body)).decode():
+            return False
+    # Fact: an ETag is no MD5 under a key of KMS's or of the customer's, nor if made of parts.
+    keyed = (headers.get('x-amz-server-side-encryption', 'AES256') != 'AES256'
+             or 'x-amz-server-side-encryption-customer-algorithm' in headers)
+    plain = re.match(r'"[0-9a-f]{32}"\Z', headers.get('etag', '')) and not keyed and md5(body)
+    return not plain or plain.hexdigest() in headers['etag']
+
+
 class Reader(io.RawIOBase):
     """An object as a raw file of `io`. It holds a position and ranges of bytes, never a socket.
 
@@ -1478,6 +1571,7 @@ class Reader(io.RawIOBase):
         self._part_size, self._max_concurrency = part_size, max_concurrency
         # Where reading goes on; the range in memory: where it starts, its span, its bytes.
         self._position, self._start, self._span, self._held = 0, 0, FIRST_RANGE, b''
+        self._ahead = None, 0, None  # process, where it starts, Future of a range fetched ahead
         self.size, self.etag, self.headers = None, '', None
         self._held = self._fetch(0, FIRST_RANGE)
 
@@ -1519,7 +1613,23 @@ class Reader(io.RawIOBase):
             # Near the end take its last 64 KiB: the directory of a zip file is read backwards.
             begin = min(begin, max(self.size - FIRST_RANGE, 0))
         span = max(self._span, self._position - begin + min(wanted, self._part_size))
-        self._start, self._held = begin, self._fetch(begin, begin + span)
+        self._start, self._held = begin, self._fetched_ahead(begin) or self._fetch(
+            begin, begin + span)
+        # From the third range in order the next one comes meanwhile, if no other is on its way.
+        follow = begin + len(self._held)
+        if (self._span > 2 * FIRST_RANGE and follow < self.size and self._max_concurrency > 1
+                and (self._ahead[0] != os.getpid() or self._ahead[2].done())):
+            self._ahead = os.getpid(), follow, submit(True, self._fetch, follow, follow + min(
+                2 * self._span, self._part_size))
+
+    def _fetched_ahead(self, begin):
+        """Return the range fetched ahead if it starts at `begin`, else b''."""
+        # Trap: in a forked child the thread is missing, and the Future never done.
+        process, start, fetched = self._ahead
+        if (process, start) != (os.getpid(), begin):
+            return b''
+        self._ahead = None, 0, None
+        return fetched.result()
 
     def readall(self, begin: Optional[int] = None) -> bytes:
         """Return the rest of the object, or all from `begin` on."""
@@ -1529,6 +1639,7 @@ class Reader(io.RawIOBase):
         if self._start <= begin < self._start + len(self._held):
             begin += body.write(memoryview(self._held)[begin - self._start:])
         self._held = b''
+        begin += body.write(self._fetched_ahead(begin))
         threaded = self._max_concurrency > 1 and self.size - begin > self._part_size
         for begin in range(begin, self.size, self._part_size):
             if len(ranges) == (self._max_concurrency if threaded else 1):
@@ -1544,7 +1655,20 @@ class Reader(io.RawIOBase):
             raise ValueError('read of a closed file')
 
     def _fetch(self, begin, stop):
-        """Return the bytes from `begin` to before `stop`, fewer only at the object's end."""
+        """Return the bytes from `begin` to before `stop`, fewer only at the object's end.
+
+        The whole object is compared with its checksums, and fetched once more if it differs.
+        """
+        for _ in range(2):
+            body = self._fetch_range(begin, stop)
+            if (len(body) < self.size or self._bucket.checksums is False
+                    or is_intact(body, self.headers)):
+                return body
+        raise S3Error(errno.EBADMSG, 'S3 sent other bytes than its checksum is of, twice; '
+                      'checksums=False (AWS_S3_CHECKSUMS) reads them', self._key)
+
+    def _fetch_range(self, begin, stop):
+        """Return the same without a look at checksums; a body that breaks off is resumed."""
         body, done, broken = None, 0, 0
         while True:
             answer, skip = self._ask(begin + done, stop)
@@ -1599,6 +1723,64 @@ class Reader(io.RawIOBase):
         return ObjectChanged(errno.ESTALE, 'the object was replaced while it was read', self._key)
 
 
+class Gunzip(io.RawIOBase):
+    """A Reader of an object whose Content-Encoding is gzip as one file of the decoded bytes.
+
+    `size` is in the metadata that a Writer leaves, else found by decoding. Beyond 64 MiB and 100
+    times the stored bytes it is an S3Error, so that a bomb fills no memory. Seeking backwards
+    decodes from the beginning.
+    """
+
+    def __init__(self, reader: Reader):
+        super().__init__()
+        self._decoded = gzip.GzipFile(fileobj=reader, mode='rb')
+        self._limit = max(64 * 1024 ** 2, 100 * reader.size)
+        size = reader.headers.get('x-amz-meta-uncompressed-size', '')
+        self._size = int(size) if re.match(r'\d{1,15}\Z', size) else None
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    seekable = readable
+
+    @property
+    def size(self) -> int:
+        """Bytes when decoded."""
+        if self._size is None:
+            position, buffer = self.tell(), bytearray(SLICE)
+            while self.readinto(buffer):
+                pass
+            self._size = self.tell()
+            self.seek(position)
+        return self._size
+
+    def tell(self) -> int:
+        """Return the position, in decoded bytes."""
+        return self._decoded.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a decoded position; past the end is the end."""
+        base = (0, self.tell(), self.size if whence == io.SEEK_END else 0)[whence]
+        return self._checked(self._decoded.seek, min(base + offset, self._limit + 1))
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill `buffer` with decoded bytes; 0 at the end."""
+        return self._checked(self._decoded.readinto, buffer)
+
+    def _checked(self, call, argument):
+        """Return what `call` does; S3Error for what is no gzip, or grows beyond the limit."""
+        try:
+            result = call(argument)
+        except S3Error:
+            raise
+        except (EOFError, OSError, zlib.error) as error:
+            raise S3Error(errno.EBADMSG, 'not the gzip it says it is: %s' % error) from None
+        if self.tell() > self._limit:
+            raise S3Error(errno.EFBIG, 'more than %d bytes when decoded' % self._limit)
+        return result
+
+
 def part_length(number: int, sent: int, part_size: int, size: Optional[int] = None) -> int:
     """Return how long part `number` (from 1) is to be, when `sent` bytes went before it.
 
@@ -1628,17 +1810,20 @@ class Writer(io.RawIOBase):
     `close()`. `discard()`, an exception inside `with`, a failed write or close, or dropping the
     writer (a ResourceWarning) end the upload and leave what was there. It belongs to the process
     that made it. `size` is how much will come, if that is known. `exclusive` asks S3 to refuse a
-    key that is taken: PreconditionFailed, a FileExistsError, at close.
+    key that is taken: PreconditionFailed, a FileExistsError, at close. `compress` stores what
+    fits in one PUT as gzip, without a time in it: equal content has equal ETags.
     """
 
     def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
-                 max_concurrency: int = 4, exclusive: bool = False, size: Optional[int] = None):
+                 max_concurrency: int = 4, exclusive: bool = False, size: Optional[int] = None,
+                 compress: bool = False):
         super().__init__()
         self._bucket, self._key, self._pid, self._sent = bucket, key, os.getpid(), 0
         self._upload_id, self._parts, self._buffer = '', [], bytearray()  # parts: Futures of ETags
         self._part_size, self._max_concurrency = part_size, max_concurrency
         # Last: what it refuses leaves a writer that can still be finalized.
-        self._exclusive, self._size, self._headers = exclusive, size, Headers(headers)
+        self._exclusive, self._size, self._compress = exclusive, size, compress
+        self._headers = Headers(headers)
         self._length = part_length(1, 0, part_size, size)
 
     def writable(self) -> bool:
@@ -1682,7 +1867,7 @@ class Writer(io.RawIOBase):
             self._parts[number - self._max_concurrency - 1].result()
         body, self._buffer = self._buffer, bytearray()
         self._parts.append(submit(self._max_concurrency > 1, self._bucket.upload_part, self._key,
-                                  self._upload_id, number, body, sse_headers(self._headers)))
+                                  self._upload_id, number, body, access_headers(self._headers)))
         if self._max_concurrency == 1:
             self._parts[-1].result()  # now, and not with the next part
         self._sent += len(body)
@@ -1702,7 +1887,13 @@ class Writer(io.RawIOBase):
                     self._key, self._upload_id, etags, self._exclusive)
                 self._upload_id = ''
             else:
-                self._bucket.put_object(self._key, self._buffer, self._headers, self._exclusive)
+                body = self._buffer
+                if self._compress:
+                    self._headers.update({'content-encoding': 'gzip',
+                                          'x-amz-meta-uncompressed-size': str(len(body))})
+                    packer = zlib.compressobj(wbits=31)  # a gzip file, its time 0
+                    body = packer.compress(body) + packer.flush()
+                self._bucket.put_object(self._key, body, self._headers, self._exclusive)
         finally:
             self.discard()
 
@@ -1771,6 +1962,36 @@ def _flag(value):
 def _pairs(value):
     """Return a mapping as sorted pairs, which can be compared and hashed."""
     return tuple(sorted((name, Secret.of(url)) for name, url in dict(value).items()))
+
+
+def _words(value):
+    """Return a tuple of texts."""
+    return tuple(map(_text, [value] if isinstance(value, str) else value))
+
+
+def _parameters(value):
+    """Return a mapping of S3's parameters of an upload; object_headers() checks the names."""
+    object_headers(value)
+    return Secret.of(dict(value))
+
+
+def _function(value):
+    """Return a callable that is the value itself: it is not asked for the value."""
+    if not callable(value):
+        raise ValueError('a callable is wanted, not %.80r' % (value,))
+    return value
+
+
+def _signature(value):
+    """Return nothing: there is one signature."""
+    if value != 's3v4':
+        logger.warning('AWS_S3_SIGNATURE_VERSION %.80r: only Signature Version 4 is made', value)
+
+
+def _refused(value):
+    """Refuse boto's Config objects."""
+    raise ValueError('boto\'s configuration is not used: set part_size, max_concurrency, '
+                     'connect_timeout, read_timeout, max_attempts or proxies')
 
 
 def _number(least, most, kind=int):
@@ -1865,7 +2086,7 @@ class Option:
         value, where = self.find(storage)
         if where == 'subclass' and hasattr(value, '__get__'):
             value = value.__get__(storage, type(storage))  # as the class itself would bind it
-        return self.clean(value() if callable(value) else value)
+        return self.clean(value() if callable(value) and self.convert is not _function else value)
 
     def clean(self, value: Any) -> Any:
         """Return `value` converted and checked; ImproperlyConfigured says what is wanted."""
@@ -1908,6 +2129,8 @@ class Options:
     #: Where S3 is, if not at AWS: http(s)://host[:port][/path].
     endpoint_url = Option(None, 'AWS_S3_ENDPOINT_URL',
         environ='AWS_ENDPOINT_URL_S3 AWS_ENDPOINT_URL')
+    #: Where browsers find S3, if elsewhere than this server does: what `url()` signs for.
+    public_endpoint_url = Option(None, 'AWS_S3_PUBLIC_ENDPOINT_URL')
     #: auto, path, virtual (subdomain) or vanity (for url() only); or CallingFormat's names, or 1,
     #: 2, 3.
     addressing_style = Option('auto',
@@ -1927,19 +2150,36 @@ class Options:
     default_acl = Option(None, 'AWS_DEFAULT_ACL', aliases='acl')
     #: HTTP headers stored with every upload, such as Cache-Control.
     headers = Option({}, 'AWS_HEADERS', Headers)
+    #: The same in boto's names, such as CacheControl, Metadata, StorageClass; they win.
+    object_parameters = Option({}, 'AWS_S3_OBJECT_PARAMETERS', _parameters)
+    #: True: what is of gzip_content_types and fits one part is stored compressed, and what is
+    #: stored with Content-Encoding: gzip is read decoded.
+    gzip = Option(False, 'AWS_IS_GZIPPED AWS_S3_GZIP', _flag)
+    #: Content types that are worth it.
+    gzip_content_types = Option(('text/css', 'text/javascript', 'application/javascript',
+        'application/x-javascript', 'image/svg+xml'), 'GZIP_CONTENT_TYPES', _words)
     #: False: url() is unsigned.
     querystring_auth = Option(True, 'AWS_QUERYSTRING_AUTH AWS_QUERYSTRING_ACTIVE', _flag)
     #: Seconds a signed URL lasts, 1 to 604,800.
     querystring_expire = Option(3600, 'AWS_QUERYSTRING_EXPIRE', _number(1, MAX_EXPIRES))
-    #: Host for url(), such as a CDN's; never signed.
+    #: Seconds for which url() stays the same, so that browsers cache; added to the expiry.
+    querystring_window = Option(0, 'AWS_QUERYSTRING_WINDOW', _number(0, MAX_EXPIRES - 1))
+    #: Host for url(), such as a CDN's; not signed by S3's rules.
     custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN', _domain)
     #: Scheme for custom_domain.
     url_protocol = Option('https:', 'AWS_S3_URL_PROTOCOL')
+    #: Callable (url, expires, seconds since 1970) that signs URLs of custom_domain.
+    cloudfront_signer = Option(None, 'AWS_CLOUDFRONT_SIGNER', _function)
+    #: Only for cloudfront_signer, which holds them itself.
+    cloudfront_key = Option(None, 'AWS_CLOUDFRONT_KEY', secret=True)
+    cloudfront_key_id = Option(None, 'AWS_CLOUDFRONT_KEY_ID')
     #: Bytes of a part, 5 MiB to 5 GiB: more is uploaded in parts, and read in such ranges.
     part_size = Option(8 * 1024 ** 2, 'AWS_S3_PART_SIZE AWS_S3_FILE_BUFFER_SIZE',
         _number(5 * 1024 ** 2, 5 * 1024 ** 3))
     #: Connections of one file at most, and parts of part_size in memory; 1 starts no thread.
     max_concurrency = Option(4, 'AWS_S3_MAX_CONCURRENCY', _number(1, 100))
+    #: False: max_concurrency is 1.
+    use_threads = Option(True, 'AWS_S3_USE_THREADS', _flag)
     #: Seconds for connecting to one address, TLS and proxy included.
     connect_timeout = Option(10, 'AWS_S3_CONNECT_TIMEOUT', _number(0.001, 3600, float))
     #: Seconds for each read, and for each 256 KiB sent.
@@ -1948,8 +2188,19 @@ class Options:
     deadline = Option(120, 'AWS_S3_DEADLINE', _number(0, 86400, float))
     #: Attempts of one request, the first included.
     max_attempts = Option(4, 'AWS_S3_MAX_ATTEMPTS', _number(1, 20), environ='AWS_MAX_ATTEMPTS')
-    #: None: SHA-256 goes with uploads to AWS; True: to any server; False: not.
+    #: None: SHA-256 goes with uploads to AWS; True: to any server; False: neither sent nor
+    #: compared when reading.
     checksums = Option(None, 'AWS_S3_CHECKSUMS', _flag)
+    #: Accepted: nothing changes. Only Version 4 is made.
+    signature_version = Option(None, 'AWS_S3_SIGNATURE_VERSION', _signature)
+    #: Accepted: nothing changes.
+    file_name_charset = Option(None, 'AWS_S3_FILE_NAME_CHARSET')
+    #: Accepted: nothing changes. See part_size.
+    max_memory_size = Option(None, 'AWS_S3_MAX_MEMORY_SIZE', int)
+    #: Refused, names what to set instead.
+    transfer_config = Option(None, 'AWS_S3_TRANSFER_CONFIG', _refused)
+    #: Refused as well.
+    client_config = Option(None, 'AWS_S3_CLIENT_CONFIG', _refused)
 
 
 DECLARED = {name: option for name, option in vars(Options).items() if isinstance(option, Option)}
@@ -1988,6 +2239,14 @@ class Configured(Options):
 # complete. They meet in S3Storage._key alone.
 
 
+def _no_boto(self, name):
+    """Say what stands in for boto's objects; only names that nothing defines come here."""
+    instead = {'connection': 'Bucket', 'bucket': 'bucket_name or Bucket', 'obj': 'size, and '
+               'url() or get_modified_time() of the storage'}.get(name)
+    raise AttributeError('%s has no %r%s' % (
+        type(self).__name__, name, instead and ': there is no boto here, use ' + instead or ''))
+
+
 class S3File(File):
     """A file on S3: Django's File over a Reader or a Writer.
 
@@ -1996,6 +2255,8 @@ class S3File(File):
     FileNotFoundError at once, `size` costs no request. Writing: nothing is stored before
     close(), nor when an exception leaves the `with` block. `open(mode)` opens it again.
     """
+
+    __getattr__ = _no_boto
 
     def __init__(self, storage, name: str, mode: str = 'rb'):
         super().__init__(None, name)
@@ -2008,9 +2269,11 @@ class S3File(File):
             raise ValueError('mode %r: files on S3 are opened with r, w or x, and b or t; to '
                              'change or extend one, read it and write it anew' % (mode,))
         if mode[0] == 'r':
-            config = self._storage.config
-            self._raw = Reader(self._storage._bucket(), self._storage._key(self.name), sse_headers(
-                config.headers), config.part_size, config.max_concurrency)
+            storage = self._storage
+            self._raw = Reader(storage._bucket(), storage._key(self.name), access_headers(
+                storage._headers(self.name)), *storage._sizes())
+            if storage.config.gzip and self._raw.headers.get('content-encoding') == 'gzip':
+                self._raw = Gunzip(self._raw)
             self.file = io.BufferedReader(self._raw, FIRST_RANGE)
             if mode != 'rb':
                 self.file = io.TextIOWrapper(self.file, encoding='utf-8')
@@ -2027,7 +2290,7 @@ class S3File(File):
 
     def read(self, size: Optional[int] = -1) -> Any:
         """Return up to `size` bytes or characters, all that are left for -1 or None."""
-        if self.mode != 'rb' or size is not None and size >= 0:
+        if self.mode != 'rb' or size is not None and size >= 0 or isinstance(self._raw, Gunzip):
             return self.file.read(size)
         position = self.file.tell()
         body = self._raw.readall(position)  # BufferedReader would copy it once more
@@ -2065,6 +2328,14 @@ class S3File(File):
 S3StorageFile = S3File  #: the name in the 2008 file
 
 
+#: Types of the web that `mimetypes` lacks, or has otherwise, in some version of Python.
+CONTENT_TYPES = {
+    '.avif': 'image/avif', '.css': 'text/css', '.js': 'text/javascript',
+    '.json': 'application/json', '.map': 'application/json', '.md': 'text/markdown',
+    '.mjs': 'text/javascript', '.otf': 'font/otf', '.svg': 'image/svg+xml', '.ttf': 'font/ttf',
+    '.wasm': 'application/wasm', '.webmanifest': 'application/manifest+json',
+    '.webp': 'image/webp', '.woff': 'font/woff', '.woff2': 'font/woff2'}
+
 _NAMES = {alias: name for name, option in DECLARED.items() for alias in [name] + option.aliases}
 _SECRETS = frozenset(alias for alias, name in _NAMES.items() if DECLARED[name].secret)
 
@@ -2078,7 +2349,7 @@ def _veiled(options):
 #: The options that make two configurations talk to the same place in the same way.
 BucketOptions = collections.namedtuple(
     'BucketOptions', 'bucket_name access_key secret_key security_token region_name endpoint_url '
-    'addressing_style use_ssl verify proxies connect_timeout read_timeout deadline max_attempts '
+    'public_endpoint_url addressing_style use_ssl verify proxies connect_timeout read_timeout deadline max_attempts '
     'checksums')
 
 
@@ -2091,11 +2362,14 @@ class S3Storage(Configured, Storage):
     leaves it is a SuspiciousFileOperation. Errors are S3Error, the OSError a disk would raise.
     """
 
+    __getattr__ = _no_boto
     default_content_type = 'application/octet-stream'
     _POSITIONAL = ('bucket_name', 'access_key', 'secret_key', 'default_acl', 'addressing_style')
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
+        if cls.__init__ is S3Storage.__init__:
+            args, kwargs = (), dict(zip(cls._POSITIONAL, args), **kwargs)
         self._arguments = args[:1] + tuple(map(Secret.of, args[1:3])) + args[3:], _veiled(kwargs)
         self._options, self._latest = {}, (None, None)  # the last Config and its Bucket
         # A Bucket keeps what it learns, of its region and clock: one for each BucketOptions.
@@ -2134,8 +2408,6 @@ class S3Storage(Configured, Storage):
         Both are files that others read; a storage made of them takes the secrets from settings.
         """
         cls, (args, kwargs) = type(self), self._arguments
-        if cls.__init__ is S3Storage.__init__:
-            args, kwargs = (), dict(zip(self._POSITIONAL, args), **kwargs)
         secrets = [value for name, value in self._options.items()
                    if DECLARED[name].secret and value]
         if any(value in secrets for value in args):
@@ -2145,10 +2417,18 @@ class S3Storage(Configured, Storage):
         args = tuple(str(value) if isinstance(value, Secret) else value for value in args)
         public = {name: str(value) if isinstance(value, Secret) else value for name, value in
                   kwargs.items() if name not in _SECRETS and value not in secrets}
-        if isinstance(public.get('headers'), dict):
-            public['headers'] = {name: value for name, value in public['headers'].items()
-                                 if not _SECRET_HEADERS.search(name.lower())}
+        for option in 'headers', 'object_parameters':
+            if isinstance(public.get(option), dict):
+                public[option] = {name: value for name, value in public[option].items()
+                                  if not _SECRET_HEADERS.search(name.lower())}
         return '%s.%s' % (cls.__module__, cls.__qualname__), args, public
+
+    def __eq__(self, other):
+        return type(self) is type(other) and (
+            (self._arguments, self._options) == (other._arguments, other._options))
+
+    def __hash__(self):
+        return hash(type(self))  # Why not the options: some are dicts, and they may be set
 
     def __reduce__(self):
         # A pickle is made of the same as a migration, and so holds no secret either.
@@ -2204,7 +2484,8 @@ class S3Storage(Configured, Storage):
             region or 'us-east-1', endpoint, config.addressing_style,
             Transport(config.verify, None if config.proxies is None else dict(config.proxies),
                       config.connect_timeout, config.read_timeout),
-            config.checksums, config.max_attempts, config.deadline)
+            config.checksums, config.max_attempts, config.deadline,
+            public_endpoint=config.public_endpoint_url)
         bucket.region_guessed = not region and is_aws(bucket.address().host)
         return bucket
 
@@ -2229,19 +2510,26 @@ class S3Storage(Configured, Storage):
         """Return the key of `name`: `name` is Django's, relative; `key` is S3's, complete."""
         return self.config.location + self._clean(name)
 
-    def _headers(self, name, content_type=None):
-        """Return the headers to store `name` with; the options' dict is never changed."""
-        config = self.config
-        headers = Headers(config.headers)
-        if config.default_acl:
-            headers.add('x-amz-acl', config.default_acl)
-        if content_type or 'content-type' not in headers:
-            guessed, encoding = mimetypes.guess_type('/' + name)  # Trap: it reads a: as a URL
-            if encoding:  # Why not Content-Encoding: browsers would unpack a .tar.gz on download
-                guessed = 'application/gzip' if encoding == 'gzip' else None
-            headers.pop('content-type', None)
-            headers.add('content-type', content_type or guessed or self.default_content_type)
-        return headers
+    def get_object_parameters(self, name: str) -> dict:
+        """Return parameters for the upload of `name` in S3's names; a subclass may override it."""
+        return dict(self.config.object_parameters)
+
+    def _headers(self, name):
+        """Return the headers that the options want for `name`; their dicts are never changed."""
+        given = object_headers(self.get_object_parameters(name))
+        return Headers(dict(self.config.headers, **given))
+
+    def _content_type(self, name):
+        """Return the content type that `name` suggests."""
+        known = CONTENT_TYPES.get(posixpath.splitext(name)[1].lower())
+        guessed, encoding = mimetypes.guess_type('/' + name)  # Trap: it reads a: as a URL
+        if encoding:  # Why not Content-Encoding: browsers would unpack a .tar.gz on download
+            guessed = 'application/gzip' if encoding == 'gzip' else None
+        return known or guessed or self.default_content_type
+
+    def _sizes(self):
+        """Return (part_size, max_concurrency) of a file."""
+        return self.config.part_size, self.config.max_concurrency if self.config.use_threads else 1
 
     # Django's methods.
 
@@ -2280,13 +2568,19 @@ class S3Storage(Configured, Storage):
 
     def _writer(self, name, content_type=None, exclusive=False, size=None):
         """Return a Writer for `name`; `size` is an aid for the length of parts, it may lie."""
-        config = self.config
-        return Writer(self._bucket(), self._key(name), self._headers(name, content_type),
-                      config.part_size, config.max_concurrency, exclusive, size)
+        config, headers = self.config, self._headers(name)
+        if 'content-type' not in headers:
+            headers.add('content-type', content_type or self._content_type(name))
+        if config.default_acl:
+            headers.setdefault('x-amz-acl', config.default_acl)
+        packs = config.gzip and 'content-encoding' not in headers and headers['content-type'].split(
+            ';')[0].rstrip() in config.gzip_content_types
+        return Writer(self._bucket(), self._key(name), headers, *self._sizes(),
+                      exclusive=exclusive, size=size, compress=packs)
 
     def _head(self, name):
         """Return the headers of the object; FileNotFoundError if there is none."""
-        return self._bucket().head_object(self._key(name), sse_headers(self.config.headers))
+        return self._bucket().head_object(self._key(name), access_headers(self._headers(name)))
 
     def get_available_name(self, name: str, max_length: Optional[int] = None) -> str:
         """Return `name` itself to overwrite, else the first free one like it; not too long."""
@@ -2318,8 +2612,12 @@ class S3Storage(Configured, Storage):
         self._bucket().delete_object(self._key(name))
 
     def size(self, name: str) -> int:
-        """Return the object's bytes. FileNotFoundError if there is none."""
-        return int(self._head(name)['content-length'])
+        """Return the object's bytes, as `open` reads them. FileNotFoundError if there is none."""
+        head = self._head(name)
+        if self.config.gzip and head.get('content-encoding') == 'gzip':
+            with self._open(name) as file:
+                return file.size
+        return int(head['content-length'])
 
     def get_modified_time(self, name: str) -> datetime.datetime:
         """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE."""
@@ -2329,12 +2627,6 @@ class S3Storage(Configured, Storage):
         if settings.USE_TZ:
             return moment
         return timezone.make_naive(moment, timezone.get_default_timezone())
-
-    def get_created_time(self, name: str) -> None:
-        """Raise NotImplementedError: S3 knows only when an object was stored last."""
-        raise NotImplementedError('S3 keeps no such time; use get_modified_time()')
-
-    get_accessed_time = get_created_time
 
     def listdir(self, path: str) -> tuple:
         """Return (directories, files) in `path`, names only; both empty if there is none.
@@ -2353,24 +2645,61 @@ class S3Storage(Configured, Storage):
                     logger.warning('listdir: %.200r is no name of Django\'s, left out', key)
         return found
 
-    def url(self, name: str) -> str:
-        """Return a URL to read the object: signed for `querystring_expire` seconds, or not.
+    def url(self, name: str, parameters: Optional[dict] = None, expire: Optional[int] = None,
+            http_method: Optional[str] = None) -> str:
+        """Return a URL for one `http_method` (GET), for `expire` seconds (querystring_expire).
 
-        Not signed if `querystring_auth` is False, never signed with `custom_domain`. A trailing
-        slash is kept. No request is made.
+        `parameters` are S3's, such as ResponseContentDisposition; for PUT those of an upload,
+        whose headers must then be sent. Not signed if `querystring_auth` is False, nor with
+        `custom_domain` but by `cloudfront_signer`. A trailing slash is kept. No request is made.
         """
         key = self._key(name) + '/' * str(name).endswith(('/', '\\'))
-        config, bucket = self.config, self._bucket()
+        config, bucket, method = self.config, self._bucket(), http_method or 'GET'
+        query, headers = url_parameters(method, parameters or {})
+        now, expires = self._lifetime(key, expire)
         if config.custom_domain:
-            return '%s://%s/%s' % (config.url_protocol.rstrip(':/'), config.custom_domain,
-                                   quote(key, '/'))
+            url = '%s://%s/%s' % (config.url_protocol.rstrip(':/'), config.custom_domain, quote(
+                key, '/')) + ('?' + canonical_query(query) if query else '')
+            if (config.cloudfront_key or config.cloudfront_key_id) and not config.cloudfront_signer:
+                raise ImproperlyConfigured('AWS_CLOUDFRONT_KEY needs cloudfront_signer (AWS_CLOUD'
+                                           'FRONT_SIGNER), a callable: README.rst has one')
+            sign = config.cloudfront_signer and config.querystring_auth
+            return config.cloudfront_signer(url, int(now.timestamp()) + expires) if sign else url
         if not config.querystring_auth:
-            return bucket.public_url(key)
+            return bucket.public_url(key, query)
         if bucket.region_guessed:
             bucket.region_guessed = False
             logger.warning('region_name (AWS_S3_REGION_NAME) is not set: URLs are signed for '
                            'us-east-1 and fail if bucket %s is elsewhere', bucket.name)
-        return bucket.presigned_url('GET', key, config.querystring_expire)
+        return bucket.presigned_url(method, key, expires, query, headers, now)
+
+    def _lifetime(self, key, expire):
+        """Return (when a URL of `key` begins, seconds it lasts); `expire` None: the option's.
+
+        In one window all begin together, and last until the next window's last: so long more.
+        """
+        now, window = self._bucket().now(), self.config.querystring_window
+        expires = self.config.querystring_expire if expire is None else expire
+        if window:
+            seconds = int(now.timestamp())
+            seconds -= (seconds - zlib.crc32(key.encode())) % window  # not all keys at one moment
+            now, expires = datetime.datetime.fromtimestamp(seconds, now.tzinfo), expires + window
+        return now, expires
+
+    def presigned_post(self, name: str, expire: Optional[int] = None,
+                       max_size: Optional[int] = None, content_type: Optional[str] = None,
+                       conditions: Iterable = ()) -> dict:
+        """Return {'url': ..., 'fields': ...} of a form that may POST a file as `name`.
+
+        Up to `max_size` bytes and of `content_type` where given; `conditions` are S3's own, for
+        fields of your own. The form's ``file`` must be its last field.
+        """
+        fields = {'content-type': content_type, 'acl': self.config.default_acl}
+        if max_size is not None:
+            conditions = list(conditions) + [['content-length-range', 0, max_size]]
+        return self._bucket().presigned_post(
+            self._key(name), self.config.querystring_expire if expire is None else expire,
+            conditions, {field: value for field, value in fields.items() if value})
 
 
 class S3StaticStorage(S3Storage):
