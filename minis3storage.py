@@ -1,12 +1,7 @@
 """Amazon S3 storage for Django in one file, with no dependency but Django.
 
-Three ways to install:
-
-1. copy this file into your project, for instance as ``libs/storages/minis3storage.py``;
-2. ``pip install .`` in a checkout, or the wheel;
-3. vendor it under any other name: nothing here depends on the module's name.
-
-Then name the class in the settings (README.rst has both forms side by side)::
+Copy this file into your project under any name, for instance ``libs/storages/minis3storage.py``,
+or ``pip install .`` in a checkout. Then name the class in the settings, as README.rst shows::
 
     STORAGES = {'default': {'BACKEND': 'minis3storage.S3Storage',
                             'OPTIONS': {'bucket_name': 'my-bucket'}}, ...}
@@ -82,22 +77,18 @@ logger = logging.getLogger('minis3storage')
 
 
 class S3Error(OSError):
-    """What S3 answered instead of what was asked; also an OSError, as a disk would raise.
+    """What S3 answered instead of what was asked; the message says the fix where that tells.
 
     `status` is HTTP's (0 without an answer), `code` S3's own word for it ('' without one),
-    `request_id` what the provider's support asks for, `filename` the key. The message says what
-    to change where the answer tells.
+    `request_id` what the provider's support asks for, `filename` the key.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     """
 
     status, code, request_id = 0, '', ''
-    #: What a retry or a repair can use: region, endpoint, date, retry-after.
-    facts = {}  # type: dict
-    #: True: no further attempt can help (a certificate that is wrong stays wrong).
-    final = False
-    #: True: an earlier attempt of the same request may have been carried out.
-    uncertain = False
+    facts = {}  # type: dict  #: what a repair can use: region, date, location, retry-after
+    final = False      #: True: no further attempt can help, a certificate stays wrong
+    uncertain = False  #: True: an earlier attempt of the same request may have been carried out
 
 
 class NoSuchKey(S3Error, FileNotFoundError):
@@ -135,8 +126,7 @@ ERRORS = {
     (404, 'NoSuchBucket'): (NoSuchBucket, errno.ENXIO),
     (404, 'NoSuchUpload'): (NoSuchUpload, errno.ESTALE),
     (409, ''): (S3Error, errno.EBUSY),
-    # AWS: another upload of the key ended in between; raised once `retry` asked in vain.
-    (409, 'ConditionalRequestConflict'): (PreconditionFailed, errno.EEXIST),
+    (409, 'ConditionalRequestConflict'): (PreconditionFailed, errno.EEXIST),  # retried in vain
     (412, ''): (PreconditionFailed, errno.EEXIST),
     (501, ''): (S3Error, errno.ENOSYS),
 }
@@ -163,7 +153,7 @@ def answer_error(status: int, code: str, message: str, key: str, request_id: str
     facts = facts or {}
     advice = ADVICE.get(code or str(status), '').format(
         region=facts.get('region', 'the bucket\'s'), date=facts.get('date', 'otherwise'))
-    text = ': '.join(filter(None, ('%d %s' % (status, code) if code else str(status), message)))
+    text = ('%d %s' % (status, code)).strip() + (': ' + message if message else '')
     error = cls(number, '%s (%s)' % (text, advice) if advice else text, key)
     error.status, error.code, error.request_id, error.facts = status, code, request_id, facts
     return error
@@ -175,12 +165,9 @@ def answer_error(status: int, code: str, message: str, key: str, request_id: str
 
 
 def quote(text: str, safe: str = '') -> str:
-    """Percent-encode `text` as UTF-8, all but letters, digits, ``-._~`` and `safe`.
-
-    The one encoder: what is signed and what is sent come from here. A lone surrogate is a
-    UnicodeEncodeError, a ValueError.
-    """
-    return urllib.parse.quote(text, safe=safe + '~')  # Fact: Python 3.6 would encode ~
+    """Percent-encode all but letters, digits, ``-._~`` and `safe`; no lone surrogates."""
+    # The one encoder, of what is signed and what is sent. Fact: Python 3.6 would encode ~.
+    return urllib.parse.quote(text, safe=safe + '~')
 
 
 def printable(text: Any, limit: int = 300) -> str:
@@ -189,10 +176,8 @@ def printable(text: Any, limit: int = 300) -> str:
 
 
 def canonical_query(pairs: Iterable) -> str:
-    """Return (name, value) pairs as a query string: encoded, then sorted as pairs.
-
-    Trap: sorting decoded names puts é after Z; sorting joined text puts a-b= before a=.
-    """
+    """Return (name, value) pairs as a query string: encoded, then sorted as pairs."""
+    # Trap: sorting decoded names puts é after Z; sorting joined text puts a-b= before a=.
     return '&'.join('%s=%s' % pair for pair in sorted((quote(n), quote(v)) for n, v in pairs))
 
 
@@ -210,11 +195,10 @@ def amz_date(moment: datetime.datetime) -> str:
 
 def parse_http_date(text: Optional[str]) -> Optional[datetime.datetime]:
     """Return HTTP's ``Wed, 12 Oct 2009 17:50:00 GMT`` as an aware datetime, None if it is none."""
-    try:
-        moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError, OverflowError):  # Fact: TypeError before 3.10
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+    with contextlib.suppress(TypeError, ValueError, IndexError, OverflowError):
+        moment = parsedate_to_datetime(text)  # Fact: TypeError before 3.10
+        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+    return None
 
 
 def parse_iso_date(text: str) -> datetime.datetime:
@@ -228,21 +212,16 @@ def parse_iso_date(text: str) -> datetime.datetime:
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
-    # S3-alikes differ in the namespace: drop it rather than match it.
-    def start(self, tag, attrs):
+    def start(self, tag, attrs):  # S3-alikes differ in the namespace: drop it, not match it
         return super().start(tag.rpartition('}')[2], attrs)
 
-    # Entities are declared in a DOCTYPE; without one nothing can expand or be fetched.
-    def doctype(self, name, pubid, system):
+    def doctype(self, name, pubid, system):  # without one no entity can expand or be fetched
         raise ValueError('XML with a DOCTYPE is refused')
 
 
 def parse_xml(body: bytes) -> ElementTree.Element:
-    """Return the root element of an answer, without namespaces. Anything else is a ValueError.
-
-    Fact: S3 keeps slow answers alive with white space before ``<?xml``; ElementTree refuses it.
-    """
-    try:
+    """Return the root element of an answer, without namespaces. Anything else is a ValueError."""
+    try:  # Fact: S3 keeps slow answers alive with white space before <?xml, which is refused
         return ElementTree.fromstring(body.lstrip(), ElementTree.XMLParser(target=_TreeBuilder()))
     except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
         raise ValueError('not XML: %s' % error) from None
@@ -353,14 +332,12 @@ class Request:
 
 
 def canonical_request(request: Request, headers: Headers, payload_hash: str) -> tuple:
-    """Return (canonical request, signed header names joined by ``;``) for `headers`.
-
-    White space within values is collapsed here and nowhere else: what is sent keeps it.
-    Fact: Ceph 16 signs a tab within a value as a tab, and so answers 403; AWS collapses it.
-    """
-    names = sorted(name for name in headers if name not in NOT_SIGNED)
+    """Return (canonical request, signed header names joined by ``;``) for `headers`."""
+    names = sorted(set(headers) - NOT_SIGNED)
     signed = ';'.join(names)
     lines = [request.method, request.path, canonical_query(request.query)]
+    # White space is collapsed here and nowhere else: what is sent keeps it.
+    # Fact: Ceph 16 signs a tab within a value as a tab, and so answers 403; AWS collapses it.
     lines += ['%s:%s' % (name, ' '.join(headers[name].split())) for name in names]
     return '\n'.join(lines + ['', signed, payload_hash]), signed
 
@@ -371,16 +348,13 @@ def string_to_sign(stamp: str, scope: str, canonical: str) -> str:
 
 
 class Signer:
-    """Signs requests with one set of credentials for one region.
-
-    ValueError for a region that is none. The derived key of the last day is kept.
-    """
+    """Signs with one set of credentials for one region; ValueError for a region that is none."""
 
     def __init__(self, credentials: Credentials, region: str, service: str = 's3'):
         if not re.match(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z', region):
             raise ValueError('not a region: %.80r' % region)
         self.credentials, self.region, self.service = credentials, region, service
-        self._key = ('', b'')  # day, derived key: replaced in one assignment, no lock needed
+        self._key = ('', b'')  # last day and its key: replaced in one assignment, without a lock
 
     def scope(self, stamp: str) -> str:
         """Return the credential scope ``20130524/us-east-1/s3/aws4_request`` of `stamp`."""
@@ -458,15 +432,11 @@ class Signer:
 
 
 class CallingFormat:
-    """The 2008 names of AWS's addressing styles, for AWS_CALLING_FORMAT.
+    """The 2008 names of AWS's addressing styles, for AWS_CALLING_FORMAT."""
 
-    PATH: https://host/bucket/key. SUBDOMAIN: https://bucket.host/key, AWS calls it virtual.
-    VANITY: https://bucket/key, where the bucket is a domain that points to S3; `url()` only.
-    """
-
-    PATH = 'path'
-    SUBDOMAIN = 'virtual'
-    VANITY = 'vanity'
+    PATH = 'path'          #: https://host/bucket/key
+    SUBDOMAIN = 'virtual'  #: https://bucket.host/key; AWS calls it virtual
+    VANITY = 'vanity'      #: https://bucket/key: a domain that points to S3; for `url()` only
 
 
 #: What people write -> style. 1, 2 and 3 were the constants of Amazon's S3.py.
@@ -533,8 +503,8 @@ def aws_endpoint(region: str, scheme: str = 'https') -> str:
 
 
 def is_aws(host: str) -> bool:
-    """Tell whether `host` is AWS's own."""
-    return bool(re.search(r'(?:^|\.)amazonaws\.(?:com|com\.cn|eu)(?::|$)', host))
+    """Tell whether `host` is one of S3's at AWS."""
+    return bool(_AWS_S3.search(host))
 
 
 @functools.lru_cache(maxsize=64)
