@@ -537,7 +537,6 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
 # brings the proxies of the environment along.
 
 import http.client  # noqa: E402
-import select  # noqa: E402
 import socket  # noqa: E402
 import ssl  # noqa: E402
 import urllib.request  # noqa: E402
@@ -551,27 +550,21 @@ SLICE = 256 * 1024  #: bytes sent in one call: sendall() counts its timeout in t
 _pools = {}  # type: dict
 
 
-class _Head:
-    """The lines of an answer's head. Trap: http.client takes one that was cut for a whole one,
-    and waits without end for what follows a 100."""
+class _Lines(io.BufferedReader):
+    """The head of an answer, and its body. Trap: http.client takes a head that was cut for a
+    whole one, and waits without end for what follows a 100 or ends a trailer."""
 
-    def __init__(self, file):
-        self._file, self._lines, self.close = file, 0, file.close
+    count = 0
 
-    def readline(self, limit):
-        line = self._file.readline(limit)
-        self._lines += 1
-        if self._lines > 1 and not line.endswith(b'\n') or self._lines > 1000:
-            raise http.client.HTTPException('the head of the answer broke off or has no end')
+    def readline(self, limit=-1):
+        line, self.count = super().readline(limit), self.count + 1
+        if not line.endswith(b'\n') or self.count > 1000:
+            raise ConnectionResetError('the head of the answer broke off or has no end')
         return line
 
     def readinto(self, buffer):
-        # A chunk: the lines after it, and those of the trailer, count as a head of their own.
-        self._lines = 0
-        return self._file.readinto(buffer)
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
+        self.count = 0  # a chunk: the lines after it, and those of the trailer, count anew
+        return super().readinto(buffer)
 
 
 class _Response(http.client.HTTPResponse):
@@ -579,13 +572,13 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fp = _Head(self.fp)  # here: the answer to CONNECT is read without begin()
+        self.fp = _Lines(self.fp.detach())  # here: the answer to CONNECT is read without begin()
 
     def begin(self) -> None:
         """Read the head of the final answer. HTTPException if it does not say how long it is."""
         super().begin()
         while 100 <= self.status < 200:
-            self.headers = self.msg = None  # begin() does nothing while there are headers
+            self.headers = None  # begin() does nothing while there are headers
             super().begin()
         lengths = ','.join(set(self.headers.get_all('content-length', ())))
         coded = self.headers.get('transfer-encoding') and not self.chunked
@@ -605,37 +598,22 @@ def _close_idle(pid=None):
             connection.close()
 
 
-def _check_in(key, connection):
-    """Put a connection whose answer was read to its end back, close those too old or too many."""
-    idle, now = _pools.setdefault(key, collections.deque()), time.monotonic()
-    idle.append((now, connection))
-    with contextlib.suppress(IndexError):  # another thread took it
-        while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
-            idle.popleft()[1].close()
-
-
 def _check_out(key):
-    """Return the idle connection used last, None if there is none that is young and silent.
-
-    A readable one was closed by its peer, or has stray bytes that would answer the next request.
-    """
+    """Return the idle connection used last, None if there is none that is young and silent."""
     if key not in _pools:  # after a fork the child starts with empty ones
         _close_idle(key[0])
     idle = _pools.setdefault(key, collections.deque())
     with contextlib.suppress(IndexError):  # it is empty
-        for since, connection in iter(idle.pop, None):
-            if hasattr(select, 'poll'):  # Why not select(): it fails on descriptors above 1,023
-                poll = select.poll()
-                poll.register(connection.sock, select.POLLIN)
-                dead = poll.poll(0)
-            else:  # Windows, where it does not
-                dead = select.select([connection.sock], [], [], 0)[0]
-            # Trap: what TLS has deciphered already makes no socket readable.
-            dead = dead or getattr(connection.sock, 'pending', int)()
-            if not dead and time.monotonic() - since <= POOL_AGE:
-                return connection
+        while True:
+            since, connection = idle.pop()
+            try:  # All that can be read is the end, or stray bytes that answer no request.
+                connection.sock.settimeout(0)
+                connection.sock.recv(1)
+            except OSError as error:
+                silent = isinstance(error, (BlockingIOError, ssl.SSLWantReadError))
+                if silent and time.monotonic() - since <= POOL_AGE:
+                    return connection
             connection.close()
-    return None
 
 
 class Answer:
@@ -655,14 +633,19 @@ class Answer:
             self.close(reuse=True)
 
     def close(self, reuse: bool = False) -> None:
-        """Drop the connection, unless the body was read to its end."""
+        """Drop the connection, or put it back if the body was read to its end."""
         connection, self._connection = self._connection, None
-        if connection is not None:
-            self._response.close()
-            if reuse and not self._response.will_close:
-                _check_in(self._key, connection)
-            else:
-                connection.close()
+        if connection is None:
+            return
+        self._response.close()
+        if not reuse or self._response.will_close:
+            connection.close()
+            return
+        idle, now = _pools.setdefault(self._key, collections.deque()), time.monotonic()
+        idle.append((now, connection))
+        with contextlib.suppress(IndexError):  # another thread took it
+            while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
+                idle.popleft()[1].close()
 
     __del__ = close
 
@@ -712,8 +695,7 @@ def _tls_context(verify):
         raise ValueError('verify: no CA certificates in %r: %s' % (verify, error)) from None
     if verify is False:
         warnings.warn('verify=False: anyone on the way can read and change it', RuntimeWarning)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
@@ -777,11 +759,9 @@ class Transport(urllib.request.BaseHandler):
             for name, value in outgoing.header_items():
                 if name != 'Proxy-authorization' or outgoing.has_proxy():  # never in a tunnel
                     connection.putheader(name, value)
+            body = memoryview(outgoing.data)
             try:
-                connection.endheaders()
-                body = memoryview(outgoing.data)
-                for start in range(0, len(body), SLICE):
-                    connection.send(body[start:start + SLICE])
+                connection.endheaders(body[at:at + SLICE] for at in range(0, len(body), SLICE))
             except (ConnectionError, ssl.SSLEOFError, socket.timeout) as error:
                 # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
                 refused = error
