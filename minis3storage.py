@@ -58,7 +58,6 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Any, Callable, Iterable, Iterator, Optional
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 __version__ = '0.1.0'
 __all__ = [
@@ -80,15 +79,15 @@ class S3Error(OSError):
     """What S3 answered instead of what was asked; the message says the fix where that tells.
 
     `status` is HTTP's (0 without an answer), `code` S3's own word for it ('' without one),
-    `request_id` what the provider's support asks for, `filename` the key.
+    `request_id` what the provider's support asks for, `filename` the key, `facts` what a repair
+    can use: region, date, location, retry-after. `final`: no further attempt can help, a wrong
+    certificate stays wrong. `uncertain`: an earlier attempt may have been carried out.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     """
 
-    status, code, request_id = 0, '', ''
-    facts = {}  # type: dict  #: what a repair can use: region, date, location, retry-after
-    final = False      #: True: no further attempt can help, a certificate stays wrong
-    uncertain = False  #: True: an earlier attempt of the same request may have been carried out
+    status, code, request_id, facts = 0, '', '', {}  # type: int, str, str, dict
+    final = uncertain = False
 
 
 class NoSuchKey(S3Error, FileNotFoundError):
@@ -116,19 +115,16 @@ class NoCredentials(S3Error, PermissionError):
     """No source has credentials; the message lists where they were looked for."""
 
 
-#: (status, code) -> (class, errno). The pair is looked up first, then (status, '').
+#: S3's code, else the status -> (class, errno).
 ERRORS = {
-    (304, ''): (PreconditionFailed, errno.EEXIST),   # some servers to If-None-Match on a PUT
-    (400, ''): (S3Error, errno.EINVAL),
-    (401, ''): (AccessDenied, errno.EACCES),
-    (403, ''): (AccessDenied, errno.EACCES),
-    (404, ''): (NoSuchKey, errno.ENOENT),            # HEAD: no body, so no code
-    (404, 'NoSuchBucket'): (NoSuchBucket, errno.ENXIO),
-    (404, 'NoSuchUpload'): (NoSuchUpload, errno.ESTALE),
-    (409, ''): (S3Error, errno.EBUSY),
-    (409, 'ConditionalRequestConflict'): (PreconditionFailed, errno.EEXIST),  # retried in vain
-    (412, ''): (PreconditionFailed, errno.EEXIST),
-    (501, ''): (S3Error, errno.ENOSYS),
+    304: (PreconditionFailed, errno.EEXIST),  # some servers to If-None-Match on a PUT
+    400: (S3Error, errno.EINVAL), 409: (S3Error, errno.EBUSY), 501: (S3Error, errno.ENOSYS),
+    401: (AccessDenied, errno.EACCES), 403: (AccessDenied, errno.EACCES),
+    404: (NoSuchKey, errno.ENOENT),  # HEAD: no body, so no code
+    412: (PreconditionFailed, errno.EEXIST),
+    'NoSuchBucket': (NoSuchBucket, errno.ENXIO), 'NoSuchUpload': (NoSuchUpload, errno.ESTALE),
+    # AWS: another upload of the key ended in between; raised once `retry` asked in vain.
+    'ConditionalRequestConflict': (PreconditionFailed, errno.EEXIST),
 }
 
 #: S3's code -> what to change. `{}` is the fact the answer gave; '403' is HEAD's, without a code.
@@ -146,10 +142,10 @@ ADVICE = {
 }
 
 
-def answer_error(status: int, code: str, message: str, key: str, request_id: str = '',
+def answer_error(status: int, code: str, message: str, key: str, request_id='',
                  facts=None) -> S3Error:
     """Return (not raise) the exception for an answer of `status` and S3's `code`."""
-    cls, number = ERRORS.get((status, code)) or ERRORS.get((status, '')) or (S3Error, errno.EIO)
+    cls, number = ERRORS.get(code) or ERRORS.get(status) or (S3Error, errno.EIO)
     facts = facts or {}
     advice = ADVICE.get(code or str(status), '').format(
         region=facts.get('region', 'the bucket\'s'), date=facts.get('date', 'otherwise'))
@@ -232,7 +228,7 @@ def xml_text(text: str) -> str:
     if re.search('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]', text):
         raise ValueError('XML cannot hold the characters of %.80r' % text)
     # Trap: a parser reads CR and CRLF as LF unless they are character references.
-    return escape(text, {'\r': '&#13;', '\n': '&#10;', '\t': '&#9;'})
+    return re.sub('[<>&\t\n\r]', lambda found: '&#%d;' % ord(found.group()), text)
 
 
 # ---- 3. Signing --------------------------------------------------------------------------------
@@ -287,12 +283,11 @@ class Headers(dict):
 
     def add(self, name: str, value: str) -> None:
         """Add `value`, after a comma if the name is there already."""
-        if not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", name):
-            raise ValueError('not a header name: %.80r' % name)
         text = Secret if _SECRET_HEADERS.search(name.lower()) else str
         name, value = name.lower(), text(value)
-        if not re.match(r'[\t\x20-\x7e]*\Z', value):
-            raise ValueError('header %s: %.80r is not printable ASCII' % (name, value))
+        if not (re.match(r"[!#$%&'*+.^_`|~0-9a-z-]+\Z", name)
+                and re.match(r'[\t\x20-\x7e]*\Z', value)):
+            raise ValueError('header %.80r: %.80r is not printable ASCII' % (name, value))
         self[name] = text('%s,%s' % (self[name], value)) if name in self else value
 
 
@@ -448,9 +443,6 @@ FORMS = {'path': ('{host}', '{path}/{bucket}/'),
          'virtual': ('{bucket}.{host}', '{path}/'),
          'vanity': ('{bucket}', '/')}
 
-#: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
-_AWS_S3 = re.compile(r'(?:^|\.)s3[a-z0-9.-]*\.amazonaws\.(?:com|com\.cn|eu)\Z')
-
 #: Where a bucket lives: `prefix` is the encoded path before the key, it ends with a slash.
 Address = collections.namedtuple('Address', 'scheme host prefix')
 
@@ -460,6 +452,10 @@ _REGION_LABEL = re.compile(
     r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)'
     r'|s3\.([a-z0-9-]+)\.(?:(?:backblazeb2|wasabisys)\.com|scw\.cloud|io\.cloud\.ovh\.(?:net|us))'
     r'|([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com)$')
+
+#: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
+_AWS_S3 = re.compile(r'(?:^|\.)s3[a-z0-9.-]*\.amazonaws\.(?:com|com\.cn|eu)\Z')
+is_aws = _AWS_S3.search
 
 
 @functools.lru_cache(maxsize=64)
@@ -474,9 +470,8 @@ def split_endpoint(url: str) -> tuple:
     if (parts.scheme not in ('http', 'https') or not host or parts.username is not None
             or parts.query or parts.fragment):
         raise ValueError('endpoint_url must be like https://s3.example.com[:port][/path], no more')
-    if ':' in host and re.match(r'[0-9a-f:.]+\Z', host):
-        host = '[%s]' % host
-    elif not re.match(r'(?!-)[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z', host):
+    host = '[%s]' % host if ':' in host else host
+    if not re.match(r'(\[[0-9a-f:.]+\]|(?!-)[a-z0-9_-]+(\.[a-z0-9_-]+)*)\Z', host):
         raise ValueError('endpoint_url: %.80r is no host name, or not in xn-- form' % host)
     if re.search(r'[^A-Za-z0-9._~/%-]|//|/\.{1,2}(/|$)|%(?![0-9A-F]{2})', path):
         raise ValueError('endpoint_url: %.80r is no plain path' % path)
@@ -500,11 +495,6 @@ def aws_endpoint(region: str, scheme: str = 'https') -> str:
         raise ValueError('%.80r is no AWS region; set endpoint_url for another provider' % region)
     domain = {'cn': 'com.cn', 'eusc': 'eu'}.get(region.split('-')[0], 'com')
     return '%s://s3.%s.amazonaws.%s' % (scheme, region, domain)
-
-
-def is_aws(host: str) -> bool:
-    """Tell whether `host` is one of S3's at AWS."""
-    return bool(_AWS_S3.search(host))
 
 
 @functools.lru_cache(maxsize=64)
@@ -588,11 +578,8 @@ class _Response(http.client.HTTPResponse):
 
 @atexit.register
 def _close_idle(pid=None):
-    """Close the idle connections, but those of process `pid`.
-
-    At exit all of them, else each is a ResourceWarning; after a fork the parent's, whose sockets
-    are shared with it: closing ours ends nothing on the wire.
-    """
+    """Close the idle connections, but those of process `pid`: at exit all, for ResourceWarnings;
+    after a fork the parent's, where closing our half of a socket ends nothing on the wire."""
     for key in [key for key in list(_pools) if key[0] != pid]:
         for _, connection in _pools.pop(key, ()):
             connection.close()
@@ -604,8 +591,7 @@ def _check_out(key):
         _close_idle(key[0])
     idle = _pools.setdefault(key, collections.deque())
     with contextlib.suppress(IndexError):  # it is empty
-        while True:
-            since, connection = idle.pop()
+        for since, connection in iter(idle.pop, None):
             try:  # All that can be read is the end, or stray bytes that answer no request.
                 connection.sock.settimeout(0)
                 connection.sock.recv(1)
@@ -639,8 +625,7 @@ class Answer:
             return
         self._response.close()
         if not reuse or self._response.will_close:
-            connection.close()
-            return
+            return connection.close()
         idle, now = _pools.setdefault(self._key, collections.deque()), time.monotonic()
         idle.append((now, connection))
         with contextlib.suppress(IndexError):  # another thread took it
@@ -650,17 +635,13 @@ class Answer:
     __del__ = close
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill `buffer` from the body, return how many bytes; 0 is the end of a whole body.
-
-        Unreachable if the connection ends before the body does.
-        """
+        """Fill `buffer`, return how many bytes; 0 ends a whole body, else it is Unreachable."""
         if self._connection is None:
             return 0
         why = 'the connection ended %s bytes before the body' % self.remaining
         try:
             count = self._response.readinto(buffer[:self.remaining])
-            if self.remaining is not None:
-                self.remaining -= count
+            self.remaining = self._response.length
             if self.remaining == 0 or self.remaining is None and not count:
                 self.close(reuse=True)
             if count or self._connection is None:
@@ -673,13 +654,12 @@ class Answer:
 
     def read(self, limit: int) -> bytes:
         """Return the whole body. One of more than `limit` bytes is an S3Error, unread."""
-        body, count = bytearray(), 1
-        piece = memoryview(bytearray(min(limit + 1, SLICE)))
-        while count and len(body) + (self.remaining or 0) <= limit:
+        body, piece = bytearray(), memoryview(bytearray(min(limit + 1, SLICE)))
+        while len(body) + (self.remaining or 0) <= limit:
             count = self.readinto(piece)
+            if not count:
+                return bytes(body)
             body += piece[:count]
-        if not count:
-            return bytes(body)
         self.close()
         raise S3Error(errno.EMSGSIZE, 'an answer of more than %d bytes is refused' % limit)
 
@@ -723,22 +703,18 @@ class Transport(urllib.request.BaseHandler):
         self._opener.add_handler(self)
 
     def http_open(self, outgoing: urllib.request.Request) -> Answer:
-        """Return an Answer, over an idle connection if one is there and alive.
-
-        A reused connection that dies before the first byte of the answer is replaced once.
-        """
-        secure = outgoing.type == 'https'
+        """Return an Answer, over an idle connection if one is there and alive."""
         login = Secret.of(outgoing.get_header('Proxy-authorization'))
         # ProxyHandler moved the host: to a tunnel for https, else the whole URL is the selector.
         server = outgoing.get_header('Host')
         tunnel = None if outgoing.has_proxy() or outgoing.host == server else server
         key = os.getpid(), outgoing.type, outgoing.host, tunnel, login, self.verify
         connection = reused = _check_out(key)
-        if connection is not None:
+        if connection is not None:  # One that dies before the head of the answer is replaced.
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 return self._exchange(connection, key, outgoing, False)
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        options = {'context': _tls_context(self.verify)} if secure else {}
+        options = {'context': _tls_context(self.verify)} if outgoing.type == 'https' else {}
+        kind = http.client.HTTPSConnection if options else http.client.HTTPConnection
         connection = kind(outgoing.host, timeout=self.timeouts[0], **options)
         connection.response_class = _Response
         if tunnel:
@@ -766,10 +742,7 @@ class Transport(urllib.request.BaseHandler):
                 # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
                 refused = error
                 connection.sock.settimeout(min(1, self.timeouts[1]))
-            try:
-                response = connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
-                raise refused or error
+            response = connection.getresponse()
             if refused and response.status < 300:  # it cannot have what was never sent
                 raise refused
             response.will_close = response.will_close or refused is not None
@@ -779,10 +752,7 @@ class Transport(urllib.request.BaseHandler):
             raise
 
     def send(self, request: Request, headers: Headers) -> Answer:
-        """Send `request` with signed `headers`, return the Answer whatever its status.
-
-        Unreachable, an OSError, if none came; `final` where TLS does not trust the server.
-        """
+        """Send `request` with signed `headers`, return the Answer. Unreachable if none came."""
         started, server = time.monotonic(), '%s://%s' % (request.scheme, request.host)
         try:
             answer = self._opener.open(urllib.request.Request(
