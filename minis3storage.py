@@ -80,8 +80,8 @@ class S3Error(OSError):
 
     `status` is HTTP's (0 without an answer), `code` S3's own word for it ('' without one),
     `request_id` what the provider's support asks for, `filename` the key, `facts` what a repair
-    can use: region, date, location, retry-after. `final`: no further attempt can help, a wrong
-    certificate stays wrong. `uncertain`: an earlier attempt may have been carried out.
+    uses: region, date, location, retry-after. `final`: no further attempt can help. `uncertain`:
+    an earlier attempt may have been carried out.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     """
@@ -117,11 +117,11 @@ class NoCredentials(S3Error, PermissionError):
 
 #: S3's code, else the status -> (class, errno).
 ERRORS = {
-    304: (PreconditionFailed, errno.EEXIST),  # some servers to If-None-Match on a PUT
+    # To If-None-Match: some servers answer a PUT with 304.
+    304: (PreconditionFailed, errno.EEXIST), 412: (PreconditionFailed, errno.EEXIST),
     400: (S3Error, errno.EINVAL), 409: (S3Error, errno.EBUSY), 501: (S3Error, errno.ENOSYS),
     401: (AccessDenied, errno.EACCES), 403: (AccessDenied, errno.EACCES),
     404: (NoSuchKey, errno.ENOENT),  # HEAD: no body, so no code
-    412: (PreconditionFailed, errno.EEXIST),
     'NoSuchBucket': (NoSuchBucket, errno.ENXIO), 'NoSuchUpload': (NoSuchUpload, errno.ESTALE),
     # AWS: another upload of the key ended in between; raised once `retry` asked in vain.
     'ConditionalRequestConflict': (PreconditionFailed, errno.EEXIST),
@@ -239,12 +239,10 @@ def xml_text(text: str) -> str:
 
 ALGORITHM = 'AWS4-HMAC-SHA256'
 MAX_EXPIRES = 604800  #: seconds, seven days: what S3 takes for a presigned URL
-
 #: Headers that proxies and the transport may change. Everything else we set is signed.
 #: Fact: Google's front end rewrites accept-encoding, which answers 403 to those who signed it.
 NOT_SIGNED = frozenset(('accept-encoding', 'authorization', 'connection', 'content-length',
                         'expect', 'te', 'transfer-encoding', 'user-agent'))
-
 _SECRET_HEADERS = re.compile(r'authorization|-security-token|-customer-key$')
 
 
@@ -270,10 +268,9 @@ class Secret(str):
 
 
 class Headers(dict):
-    """Header names in lower case to values; its repr hides what is secret.
+    """Header names in lower case to values, of a mapping or of pairs; it hides what is secret.
 
-    Made of a mapping or of pairs; values of a repeated name are joined by a comma. ValueError
-    for a name that is no HTTP token and for a value that is not printable ASCII or tab:
+    ValueError for a name that is no HTTP token and a value that is not printable ASCII or tab:
     http.client lets folded lines and NUL through, and sends Latin-1 where S3 signs UTF-8.
     """
 
@@ -297,17 +294,16 @@ class Credentials:
     def __init__(self, access_key: str, secret_key: str, session_token=None):
         # Trap: until it is checked, what was given as the access key may be the secret one.
         access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
-        self.access_key, session_token = '', Secret(session_token or '')
+        self.session_token = session_token = Secret(session_token or '')
         for name, value in (('access_key', access_key), ('secret_key', secret_key)):
             if not re.match(r'[\x21-\x7e]+\Z', value):
                 raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
         if re.search('[/,]', access_key):
             raise ValueError('access_key holds a "/" or ",": is it the secret key?')
         self.access_key, self.secret_key = str(access_key), secret_key
-        self.session_token = session_token
 
     def __repr__(self):
-        return 'Credentials(%r, ...)' % self.access_key
+        return 'Credentials(%r, ...)' % getattr(self, 'access_key', '')
 
 
 class Request:
@@ -328,18 +324,12 @@ class Request:
 
 def canonical_request(request: Request, headers: Headers, payload_hash: str) -> tuple:
     """Return (canonical request, signed header names joined by ``;``) for `headers`."""
-    names = sorted(set(headers) - NOT_SIGNED)
-    signed = ';'.join(names)
+    signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
     lines = [request.method, request.path, canonical_query(request.query)]
     # White space is collapsed here and nowhere else: what is sent keeps it.
     # Fact: Ceph 16 signs a tab within a value as a tab, and so answers 403; AWS collapses it.
-    lines += ['%s:%s' % (name, ' '.join(headers[name].split())) for name in names]
+    lines += ['%s:%s' % (name, ' '.join(headers[name].split())) for name in signed.split(';')]
     return '\n'.join(lines + ['', signed, payload_hash]), signed
-
-
-def string_to_sign(stamp: str, scope: str, canonical: str) -> str:
-    """Return what is signed: `stamp` as of `amz_date`, `scope` 20130524/us-east-1/s3/..."""
-    return '\n'.join((ALGORITHM, stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()))
 
 
 class Signer:
@@ -354,6 +344,11 @@ class Signer:
     def scope(self, stamp: str) -> str:
         """Return the credential scope ``20130524/us-east-1/s3/aws4_request`` of `stamp`."""
         return '%s/%s/%s/aws4_request' % (stamp[:8], self.region, self.service)
+
+    def string_to_sign(self, stamp: str, canonical: str) -> str:
+        """Return the text to sign for a canonical request; `stamp` is as of `amz_date`."""
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        return '\n'.join((ALGORITHM, stamp, self.scope(stamp), digest))
 
     def signature(self, stamp: str, text: str) -> str:
         """Return the signature of `text`, 64 hex digits."""
@@ -370,11 +365,10 @@ class Signer:
                         'x-amz-content-sha256': request.payload_hash})
         if self.credentials.session_token:
             headers.add('x-amz-security-token', self.credentials.session_token)
-        scope = self.scope(stamp)
         canonical, signed = canonical_request(request, headers, request.payload_hash)
         headers['authorization'] = Secret('%s Credential=%s/%s, SignedHeaders=%s, Signature=%s' % (
-            ALGORITHM, self.credentials.access_key, scope, signed,
-            self.signature(stamp, string_to_sign(stamp, scope, canonical))))
+            ALGORITHM, self.credentials.access_key, self.scope(stamp), signed,
+            self.signature(stamp, self.string_to_sign(stamp, canonical))))
         return headers
 
     def _claims(self, now, expires):
@@ -391,8 +385,6 @@ class Signer:
 
         Every header of the request is signed: the caller must send the same. Adding a parameter
         afterwards breaks the signature. It ends sooner with temporary credentials.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
         """
         stamp, headers = amz_date(now), Headers(dict(request.headers, host=request.host))
         signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
@@ -400,7 +392,7 @@ class Signer:
             ('X-Amz-Expires', str(expires)), ('X-Amz-SignedHeaders', signed)]
         asked = Request(request.method, request.scheme, request.host, request.path, query)
         canonical, _ = canonical_request(asked, headers, 'UNSIGNED-PAYLOAD')
-        signature = self.signature(stamp, string_to_sign(stamp, self.scope(stamp), canonical))
+        signature = self.signature(stamp, self.string_to_sign(stamp, canonical))
         return '%s://%s%s&X-Amz-Signature=%s' % (asked.scheme, asked.host, asked.target, signature)
 
     def post_policy(self, conditions: Iterable, now: datetime.datetime, expires: int) -> dict:
@@ -408,8 +400,6 @@ class Signer:
 
         `conditions` are S3's: {'key': 'a'}, ['starts-with', '$key', 'a/'],
         ['content-length-range', 0, 1024]. Those for the fields returned here are added.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-HTTPPOSTConstructPolicy.html
         """
         fields = {name.lower(): value for name, value in self._claims(now, expires)}
         end = now.astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=expires)
@@ -437,22 +427,18 @@ class CallingFormat:
 #: What people write -> style. 1, 2 and 3 were the constants of Amazon's S3.py.
 STYLES = {'auto': 'auto', 'path': 'path', 'virtual': 'virtual', 'subdomain': 'virtual',
           'vanity': 'vanity', 1: 'path', 2: 'virtual', 3: 'vanity'}
-
 #: style -> (host, path before the key)
-FORMS = {'path': ('{host}', '{path}/{bucket}/'),
-         'virtual': ('{bucket}.{host}', '{path}/'),
+FORMS = {'path': ('{host}', '{path}/{bucket}/'), 'virtual': ('{bucket}.{host}', '{path}/'),
          'vanity': ('{bucket}', '/')}
 
 #: Where a bucket lives: `prefix` is the encoded path before the key, it ends with a slash.
 Address = collections.namedtuple('Address', 'scheme host prefix')
-
 #: The region in a host of AWS, B2, Wasabi, Scaleway, OVH, Spaces or Hetzner.
 _REGION_LABEL = re.compile(
     r'(?:^|\.)(?:s3(?:-fips|-accesspoint)?(?:\.dualstack)?[.-]([a-z]{2,}-[a-z0-9-]+-\d+)'
     r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)'
     r'|s3\.([a-z0-9-]+)\.(?:(?:backblazeb2|wasabisys)\.com|scw\.cloud|io\.cloud\.ovh\.(?:net|us))'
     r'|([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com)$')
-
 #: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
 _AWS_S3 = re.compile(r'(?:^|\.)s3[a-z0-9.-]*\.amazonaws\.(?:com|com\.cn|eu)\Z')
 is_aws = _AWS_S3.search
@@ -460,10 +446,7 @@ is_aws = _AWS_S3.search
 
 @functools.lru_cache(maxsize=64)
 def split_endpoint(url: str) -> tuple:
-    """Return (scheme, host, path) of an endpoint URL; the host has its port unless default.
-
-    ValueError, saying what to write, for anything but http(s)://host[:port][/path].
-    """
+    """Return (scheme, host with any port but the default, path) of an endpoint URL, checked."""
     parts = urllib.parse.urlsplit(str(url).strip())
     host, path = (parts.hostname or '').rstrip('.'), parts.path.rstrip('/')
     # It is not shown: what is wrong may be that it has a password in it.
@@ -499,17 +482,15 @@ def aws_endpoint(region: str, scheme: str = 'https') -> str:
 
 @functools.lru_cache(maxsize=64)
 def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
-    """Return where `bucket` lives below `endpoint`. ValueError for names that cannot be one.
-
-    `auto` is the subdomain on AWS and the path elsewhere, and the path for names that are no
-    host label or have dots over https: a wildcard certificate covers one label.
-    """
+    """Return where `bucket` lives below `endpoint`. ValueError for names that cannot be one."""
     if not re.match(r'(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}\Z', bucket):
         raise ValueError('neither a bucket\'s name nor an access point\'s alias: %.80r' % bucket)
     scheme, host, path = split_endpoint(endpoint)
     label = re.match(r'[a-z0-9][a-z0-9.-]{,61}[a-z0-9]\Z', bucket) and '..' not in bucket
     numeric = re.match(r'\[|[0-9.]+(:|\Z)', host)  # an IP address has no subdomains
     fits = label and not numeric and (scheme == 'http' or '.' not in bucket)
+    # `auto` is the subdomain on AWS and the path elsewhere. Both are the path for names that are
+    # no host label or have dots over https: a wildcard certificate covers one label.
     if style in ('auto', 'virtual'):
         style = 'virtual' if fits and (style == 'virtual' or is_aws(host)) else 'path'
     if is_aws(host) and host.startswith('s3-accelerate') and (style == 'path' or '.' in bucket):
@@ -534,15 +515,14 @@ import urllib.request  # noqa: E402
 POOL_SIZE = 32  #: idle connections kept for one key; more are closed
 POOL_AGE = 20   #: seconds a connection may idle. Fact: S3 closes them after some 20 s
 SLICE = 256 * 1024  #: bytes sent in one call: sendall() counts its timeout in total
-
 #: (pid, scheme, host, tunnel, proxy's login, TLS) -> deque of (time, idle connection), the newest
 #: at the right. A connection belongs to one thread between pop and append: no lock.
 _pools = {}  # type: dict
 
 
 class _Lines(io.BufferedReader):
-    """The head of an answer, and its body. Trap: http.client takes a head that was cut for a
-    whole one, and waits without end for what follows a 100 or ends a trailer."""
+    """What an answer is read from. Trap: http.client takes a head that was cut for a whole one,
+    102 and 103 for answers, and waits without end for what follows 100 or ends a trailer."""
 
     count = 0
 
@@ -550,7 +530,7 @@ class _Lines(io.BufferedReader):
         line, self.count = super().readline(limit), self.count + 1
         if not line.endswith(b'\n') or self.count > 1000:
             raise ConnectionResetError('the head of the answer broke off or has no end')
-        return line
+        return b'HTTP/1.1 100\r\n' if re.match(br'HTTP/1\.\d 1\d\d\b', line) else line
 
     def readinto(self, buffer):
         self.count = 0  # a chunk: the lines after it, and those of the trailer, count anew
@@ -558,18 +538,14 @@ class _Lines(io.BufferedReader):
 
 
 class _Response(http.client.HTTPResponse):
-    """http.client's response, which skips 100 but neither 102 nor 103, and reads any length."""
+    """http.client's response, refused by HTTPException if its length cannot be understood."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.fp = _Lines(self.fp.detach())  # here: the answer to CONNECT is read without begin()
 
-    def begin(self) -> None:
-        """Read the head of the final answer. HTTPException if it does not say how long it is."""
+    def begin(self):
         super().begin()
-        while 100 <= self.status < 200:
-            self.headers = None  # begin() does nothing while there are headers
-            super().begin()
         lengths = ','.join(set(self.headers.get_all('content-length', ())))
         coded = self.headers.get('transfer-encoding') and not self.chunked
         if coded or not re.match(r'(\d{1,18}\s*)?\Z', lengths):
@@ -606,9 +582,8 @@ class Answer:
     """An answer: `status`, `reason`, `headers` (get() ignores case), and a body to read once.
 
     Read it to the end or close it: the first puts the connection back in the pool, the second
-    drops it. `remaining` is how many bytes are to come, None if only the end will tell; every
-    one is counted, since http.client takes a short body for a whole one. `resent` tells that
-    the request went out twice.
+    drops it. `remaining` is how many bytes are to come, None if only the end will tell (Trap:
+    http.client takes a short body for a whole one). `resent`: the request went out twice.
     """
 
     def __init__(self, response, connection, key, resent):
@@ -691,8 +666,7 @@ class Transport(urllib.request.BaseHandler):
     ADVICE = ((socket.timeout, 'no answer in time, see connect_timeout and read_timeout'),
               (socket.gaierror, 'check endpoint_url, region_name and bucket_name'),
               (ConnectionRefusedError, 'nothing listens there: check endpoint_url and its port'),
-              # Fact: CertificateError is no SSLError before Python 3.7.
-              ((ssl.SSLError, ssl.CertificateError),
+              ((ssl.SSLError, ssl.CertificateError),  # Fact: they are two before Python 3.7
                'check the scheme of endpoint_url; for a CA of its own set verify to its file'))
 
     def __init__(self, verify=None, proxies=None, connect_timeout=10, read_timeout=60):
@@ -765,15 +739,13 @@ class Transport(urllib.request.BaseHandler):
             failure = Unreachable(errno.ECONNREFUSED, '%s: %s: %s (%s)' % (
                 server, type(error).__name__, printable(error), advice or 'no answer'))
             failure.final = isinstance(error, ssl.CertificateError) or 'VERIFY' in str(error)
-        # Raised out here, so that no frame of http.client hangs on it: they hold the headers.
-        raise failure
+        raise failure  # out here, as in Answer.readinto
 
 
-RETRY_TOKENS = 500   #: an endpoint's; precedent: botocore's RetryQuotaChecker, costs as well
+RETRY_TOKENS = 500  #: an endpoint's. Precedent: botocore, as for costs and scales in `retry`
 #: Endpoint's host -> tokens left, so that an outage is not hammered: retries cost, success wins
 #: back. Without a lock: a token lost to a race is no harm.
 _tokens = collections.defaultdict(lambda: RETRY_TOKENS)  # type: dict
-
 #: Statuses and S3's codes.
 THROTTLED = {429, 'SlowDown', 'Throttling', 'ThrottlingException', 'RequestThrottled',
              'TooManyRequestsException', 'RequestLimitExceeded', 'BandwidthLimitExceeded',
@@ -806,7 +778,6 @@ def retry(attempt: Callable, host: str, mend: Callable = lambda error: False, ma
             if not mend(error):
                 failures += 1
                 lost, answered = isinstance(error, Unreachable), {error.status, error.code}
-                # Precedent: botocore's scales, 1 s when throttled and 50 ms otherwise.
                 scale, cost = (1, 5) if answered & THROTTLED else (0.05, 14)
                 pause = max(rand() * min(scale * 2 ** (failures - 1), LONGEST_PAUSE),
                             min(error.facts.get('retry-after', 0), LONGEST_PAUSE))
