@@ -143,10 +143,9 @@ ADVICE = {
 
 
 def answer_error(status: int, code: str, message: str, key: str, request_id='',
-                 facts=None) -> S3Error:
+                 facts=S3Error.facts) -> S3Error:
     """Return (not raise) the exception for an answer of `status` and S3's `code`."""
     cls, number = ERRORS.get(code) or ERRORS.get(status) or (S3Error, errno.EIO)
-    facts = facts or {}
     advice = ADVICE.get(code or str(status), '').format(
         region=facts.get('region', 'the bucket\'s'), date=facts.get('date', 'otherwise'))
     text = ('%d %s' % (status, code)).strip() + (': ' + message if message else '')
