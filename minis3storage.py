@@ -1,12 +1,7 @@
 """Amazon S3 storage for Django in one file, with no dependency but Django.
 
-Three ways to install:
-
-1. copy this file into your project, for instance as ``libs/storages/minis3storage.py``;
-2. ``pip install .`` in a checkout, or the wheel;
-3. vendor it under any other name: nothing here depends on the module's name.
-
-Then name the class in the settings (README.rst has both forms side by side)::
+Copy this file into your project under any name, for instance ``libs/storages/minis3storage.py``,
+or ``pip install .`` in a checkout. Then name the class in the settings, as README.rst shows::
 
     STORAGES = {'default': {'BACKEND': 'minis3storage.S3Storage',
                             'OPTIONS': {'bucket_name': 'my-bucket'}}, ...}
@@ -65,7 +60,6 @@ from email.message import Message
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any, Callable, Iterable, Iterator, Optional
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 __version__ = '0.1.0'
 __all__ = [
@@ -84,22 +78,18 @@ logger = logging.getLogger('minis3storage')
 
 
 class S3Error(OSError):
-    """What S3 answered instead of what was asked; also an OSError, as a disk would raise.
+    """What S3 answered instead of what was asked; the message says the fix where that tells.
 
     `status` is HTTP's (0 without an answer), `code` S3's own word for it ('' without one),
-    `request_id` what the provider's support asks for, `filename` the key. The message says what
-    to change where the answer tells.
+    `request_id` what the provider's support asks for, `filename` the key, `facts` what a repair
+    uses: region, date, location, retry-after. `final`: no further attempt can help. `uncertain`:
+    an earlier attempt may have been carried out.
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     """
 
-    status, code, request_id = 0, '', ''
-    #: What a retry or a repair can use: region, endpoint, date, retry-after.
-    facts = {}  # type: dict
-    #: True: no further attempt can help (a certificate that is wrong stays wrong).
-    final = False
-    #: True: an earlier attempt of the same request may have been carried out.
-    uncertain = False
+    status, code, request_id, facts = 0, '', '', {}  # type: int, str, str, dict
+    final = uncertain = False
 
 
 class NoSuchKey(S3Error, FileNotFoundError):
@@ -127,20 +117,16 @@ class NoCredentials(S3Error, PermissionError):
     """No source has credentials; the message lists where they were looked for."""
 
 
-#: (status, code) -> (class, errno). The pair is looked up first, then (status, '').
+#: S3's code, else the status -> (class, errno).
 ERRORS = {
-    (304, ''): (PreconditionFailed, errno.EEXIST),   # some servers to If-None-Match on a PUT
-    (400, ''): (S3Error, errno.EINVAL),
-    (401, ''): (AccessDenied, errno.EACCES),
-    (403, ''): (AccessDenied, errno.EACCES),
-    (404, ''): (NoSuchKey, errno.ENOENT),            # HEAD: no body, so no code
-    (404, 'NoSuchBucket'): (NoSuchBucket, errno.ENXIO),
-    (404, 'NoSuchUpload'): (NoSuchUpload, errno.ESTALE),
-    (409, ''): (S3Error, errno.EBUSY),
+    # To If-None-Match: some servers answer a PUT with 304.
+    304: (PreconditionFailed, errno.EEXIST), 412: (PreconditionFailed, errno.EEXIST),
+    400: (S3Error, errno.EINVAL), 409: (S3Error, errno.EBUSY), 501: (S3Error, errno.ENOSYS),
+    401: (AccessDenied, errno.EACCES), 403: (AccessDenied, errno.EACCES),
+    404: (NoSuchKey, errno.ENOENT),  # HEAD: no body, so no code
+    'NoSuchBucket': (NoSuchBucket, errno.ENXIO), 'NoSuchUpload': (NoSuchUpload, errno.ESTALE),
     # AWS: another upload of the key ended in between; raised once `retry` asked in vain.
-    (409, 'ConditionalRequestConflict'): (PreconditionFailed, errno.EEXIST),
-    (412, ''): (PreconditionFailed, errno.EEXIST),
-    (501, ''): (S3Error, errno.ENOSYS),
+    'ConditionalRequestConflict': (PreconditionFailed, errno.EEXIST),
 }
 
 #: S3's code -> what to change. `{}` is the fact the answer gave; '403' is HEAD's, without a code.
@@ -158,14 +144,13 @@ ADVICE = {
 }
 
 
-def answer_error(status: int, code: str, message: str, key: str, request_id: str = '',
-                 facts=None) -> S3Error:
+def answer_error(status: int, code: str, message: str, key: str, request_id='',
+                 facts=S3Error.facts) -> S3Error:
     """Return (not raise) the exception for an answer of `status` and S3's `code`."""
-    cls, number = ERRORS.get((status, code)) or ERRORS.get((status, '')) or (S3Error, errno.EIO)
-    facts = facts or {}
+    cls, number = ERRORS.get(code) or ERRORS.get(status) or (S3Error, errno.EIO)
     advice = ADVICE.get(code or str(status), '').format(
         region=facts.get('region', 'the bucket\'s'), date=facts.get('date', 'otherwise'))
-    text = ': '.join(filter(None, ('%d %s' % (status, code) if code else str(status), message)))
+    text = ('%d %s' % (status, code)).strip() + (': ' + message if message else '')
     error = cls(number, '%s (%s)' % (text, advice) if advice else text, key)
     error.status, error.code, error.request_id, error.facts = status, code, request_id, facts
     return error
@@ -177,12 +162,9 @@ def answer_error(status: int, code: str, message: str, key: str, request_id: str
 
 
 def quote(text: str, safe: str = '') -> str:
-    """Percent-encode `text` as UTF-8, all but letters, digits, ``-._~`` and `safe`.
-
-    The one encoder: what is signed and what is sent come from here. A lone surrogate is a
-    UnicodeEncodeError, a ValueError.
-    """
-    return urllib.parse.quote(text, safe=safe + '~')  # Fact: Python 3.6 would encode ~
+    """Percent-encode all but letters, digits, ``-._~`` and `safe`; no lone surrogates."""
+    # The one encoder, of what is signed and what is sent. Fact: Python 3.6 would encode ~.
+    return urllib.parse.quote(text, safe=safe + '~')
 
 
 def printable(text: Any, limit: int = 300) -> str:
@@ -191,10 +173,8 @@ def printable(text: Any, limit: int = 300) -> str:
 
 
 def canonical_query(pairs: Iterable) -> str:
-    """Return (name, value) pairs as a query string: encoded, then sorted as pairs.
-
-    Trap: sorting decoded names puts é after Z; sorting joined text puts a-b= before a=.
-    """
+    """Return (name, value) pairs as a query string: encoded, then sorted as pairs."""
+    # Trap: sorting decoded names puts é after Z; sorting joined text puts a-b= before a=.
     return '&'.join('%s=%s' % pair for pair in sorted((quote(n), quote(v)) for n, v in pairs))
 
 
@@ -212,11 +192,10 @@ def amz_date(moment: datetime.datetime) -> str:
 
 def parse_http_date(text: Optional[str]) -> Optional[datetime.datetime]:
     """Return HTTP's ``Wed, 12 Oct 2009 17:50:00 GMT`` as an aware datetime, None if it is none."""
-    try:
-        moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError, OverflowError):  # Fact: TypeError before 3.10
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+    with contextlib.suppress(TypeError, ValueError, IndexError, OverflowError):
+        moment = parsedate_to_datetime(text)  # Fact: TypeError before 3.10
+        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+    return None
 
 
 def parse_iso_date(text: str) -> datetime.datetime:
@@ -230,21 +209,16 @@ def parse_iso_date(text: str) -> datetime.datetime:
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
-    # S3-alikes differ in the namespace: drop it rather than match it.
-    def start(self, tag, attrs):
+    def start(self, tag, attrs):  # S3-alikes differ in the namespace: drop it, not match it
         return super().start(tag.rpartition('}')[2], attrs)
 
-    # Entities are declared in a DOCTYPE; without one nothing can expand or be fetched.
-    def doctype(self, name, pubid, system):
+    def doctype(self, name, pubid, system):  # without one no entity can expand or be fetched
         raise ValueError('XML with a DOCTYPE is refused')
 
 
 def parse_xml(body: bytes) -> ElementTree.Element:
-    """Return the root element of an answer, without namespaces. Anything else is a ValueError.
-
-    Fact: S3 keeps slow answers alive with white space before ``<?xml``; ElementTree refuses it.
-    """
-    try:
+    """Return the root element of an answer, without namespaces. Anything else is a ValueError."""
+    try:  # Fact: S3 keeps slow answers alive with white space before <?xml, which is refused
         return ElementTree.fromstring(body.lstrip(), ElementTree.XMLParser(target=_TreeBuilder()))
     except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
         raise ValueError('not XML: %s' % error) from None
@@ -255,7 +229,7 @@ def xml_text(text: str) -> str:
     if re.search('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]', text):
         raise ValueError('XML cannot hold the characters of %.80r' % text)
     # Trap: a parser reads CR and CRLF as LF unless they are character references.
-    return escape(text, {'\r': '&#13;', '\n': '&#10;', '\t': '&#9;'})
+    return re.sub('[<>&\t\n\r]', lambda found: '&#%d;' % ord(found.group()), text)
 
 
 # ---- 3. Signing --------------------------------------------------------------------------------
@@ -266,12 +240,10 @@ def xml_text(text: str) -> str:
 
 ALGORITHM = 'AWS4-HMAC-SHA256'
 MAX_EXPIRES = 604800  #: seconds, seven days: what S3 takes for a presigned URL
-
 #: Headers that proxies and the transport may change. Everything else we set is signed.
 #: Fact: Google's front end rewrites accept-encoding, which answers 403 to those who signed it.
 NOT_SIGNED = frozenset(('accept-encoding', 'authorization', 'connection', 'content-length',
                         'expect', 'te', 'transfer-encoding', 'user-agent'))
-
 _SECRET_HEADERS = re.compile(r'authorization|-security-token|-?customer-?key$')
 
 
@@ -297,10 +269,9 @@ class Secret(str):
 
 
 class Headers(dict):
-    """Header names in lower case to values; its repr hides what is secret.
+    """Header names in lower case to values, of a mapping or of pairs; it hides what is secret.
 
-    Made of a mapping or of pairs; values of a repeated name are joined by a comma. ValueError
-    for a name that is no HTTP token and for a value that is not printable ASCII or tab:
+    ValueError for a name that is no HTTP token and a value that is not printable ASCII or tab:
     http.client lets folded lines and NUL through, and sends Latin-1 where S3 signs UTF-8.
     """
 
@@ -310,12 +281,11 @@ class Headers(dict):
 
     def add(self, name: str, value: str) -> None:
         """Add `value`, after a comma if the name is there already."""
-        if not re.match(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", name):
-            raise ValueError('not a header name: %.80r' % name)
         text = Secret if _SECRET_HEADERS.search(name.lower()) else str
         name, value = name.lower(), text(value)
-        if not re.match(r'[\t\x20-\x7e]*\Z', value):
-            raise ValueError('header %s: %.80r is not printable ASCII' % (name, value))
+        if not (re.match(r"[!#$%&'*+.^_`|~0-9a-z-]+\Z", name)
+                and re.match(r'[\t\x20-\x7e]*\Z', value)):
+            raise ValueError('header %.80r: %.80r is not printable ASCII' % (name, value))
         self[name] = text('%s,%s' % (self[name], value)) if name in self else value
 
 
@@ -325,17 +295,16 @@ class Credentials:
     def __init__(self, access_key: str, secret_key: str, session_token=None):
         # Trap: until it is checked, what was given as the access key may be the secret one.
         access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
-        self.access_key, session_token = '', Secret(session_token or '')
+        self.session_token = session_token = Secret(session_token or '')
         for name, value in (('access_key', access_key), ('secret_key', secret_key)):
             if not re.match(r'[\x21-\x7e]+\Z', value):
                 raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
         if re.search('[/,]', access_key):
             raise ValueError('access_key holds a "/" or ",": is it the secret key?')
         self.access_key, self.secret_key = str(access_key), secret_key
-        self.session_token = session_token
 
     def __repr__(self):
-        return 'Credentials(%r, ...)' % self.access_key
+        return 'Credentials(%r, ...)' % getattr(self, 'access_key', '')
 
 
 class Request:
@@ -355,38 +324,32 @@ class Request:
 
 
 def canonical_request(request: Request, headers: Headers, payload_hash: str) -> tuple:
-    """Return (canonical request, signed header names joined by ``;``) for `headers`.
-
-    White space within values is collapsed here and nowhere else: what is sent keeps it.
-    Fact: Ceph 16 signs a tab within a value as a tab, and so answers 403; AWS collapses it.
-    """
-    names = sorted(name for name in headers if name not in NOT_SIGNED)
-    signed = ';'.join(names)
+    """Return (canonical request, signed header names joined by ``;``) for `headers`."""
+    signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
     lines = [request.method, request.path, canonical_query(request.query)]
-    lines += ['%s:%s' % (name, ' '.join(headers[name].split())) for name in names]
+    # White space is collapsed here and nowhere else: what is sent keeps it.
+    # Fact: Ceph 16 signs a tab within a value as a tab, and so answers 403; AWS collapses it.
+    lines += ['%s:%s' % (name, ' '.join(headers[name].split())) for name in signed.split(';')]
     return '\n'.join(lines + ['', signed, payload_hash]), signed
 
 
-def string_to_sign(stamp: str, scope: str, canonical: str) -> str:
-    """Return what is signed: `stamp` as of `amz_date`, `scope` 20130524/us-east-1/s3/..."""
-    return '\n'.join((ALGORITHM, stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()))
-
-
 class Signer:
-    """Signs requests with one set of credentials for one region.
-
-    ValueError for a region that is none. The derived key of the last day is kept.
-    """
+    """Signs with one set of credentials for one region; ValueError for a region that is none."""
 
     def __init__(self, credentials: Credentials, region: str, service: str = 's3'):
         if not re.match(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z', region):
             raise ValueError('not a region: %.80r' % region)
         self.credentials, self.region, self.service = credentials, region, service
-        self._key = ('', b'')  # day, derived key: replaced in one assignment, no lock needed
+        self._key = ('', b'')  # last day and its key: replaced in one assignment, without a lock
 
     def scope(self, stamp: str) -> str:
         """Return the credential scope ``20130524/us-east-1/s3/aws4_request`` of `stamp`."""
         return '%s/%s/%s/aws4_request' % (stamp[:8], self.region, self.service)
+
+    def string_to_sign(self, stamp: str, canonical: str) -> str:
+        """Return the text to sign for a canonical request; `stamp` is as of `amz_date`."""
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        return '\n'.join((ALGORITHM, stamp, self.scope(stamp), digest))
 
     def signature(self, stamp: str, text: str) -> str:
         """Return the signature of `text`, 64 hex digits."""
@@ -403,11 +366,10 @@ class Signer:
                         'x-amz-content-sha256': request.payload_hash})
         if self.credentials.session_token:
             headers.add('x-amz-security-token', self.credentials.session_token)
-        scope = self.scope(stamp)
         canonical, signed = canonical_request(request, headers, request.payload_hash)
         headers['authorization'] = Secret('%s Credential=%s/%s, SignedHeaders=%s, Signature=%s' % (
-            ALGORITHM, self.credentials.access_key, scope, signed,
-            self.signature(stamp, string_to_sign(stamp, scope, canonical))))
+            ALGORITHM, self.credentials.access_key, self.scope(stamp), signed,
+            self.signature(stamp, self.string_to_sign(stamp, canonical))))
         return headers
 
     def _claims(self, now, expires):
@@ -424,8 +386,6 @@ class Signer:
 
         Every header of the request is signed: the caller must send the same. Adding a parameter
         afterwards breaks the signature. It ends sooner with temporary credentials.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
         """
         stamp, headers = amz_date(now), Headers(dict(request.headers, host=request.host))
         signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
@@ -433,7 +393,7 @@ class Signer:
             ('X-Amz-Expires', str(expires)), ('X-Amz-SignedHeaders', signed)]
         asked = Request(request.method, request.scheme, request.host, request.path, query)
         canonical, _ = canonical_request(asked, headers, 'UNSIGNED-PAYLOAD')
-        signature = self.signature(stamp, string_to_sign(stamp, self.scope(stamp), canonical))
+        signature = self.signature(stamp, self.string_to_sign(stamp, canonical))
         return '%s://%s%s&X-Amz-Signature=%s' % (asked.scheme, asked.host, asked.target, signature)
 
     def post_policy(self, conditions: Iterable, now: datetime.datetime, expires: int) -> dict:
@@ -441,8 +401,6 @@ class Signer:
 
         `conditions` are S3's: {'key': 'a'}, ['starts-with', '$key', 'a/'],
         ['content-length-range', 0, 1024]. Those for the fields returned here are added.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-HTTPPOSTConstructPolicy.html
         """
         fields = {name.lower(): value for name, value in self._claims(now, expires)}
         end = now.astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=expires)
@@ -460,55 +418,44 @@ class Signer:
 
 
 class CallingFormat:
-    """The 2008 names of AWS's addressing styles, for AWS_CALLING_FORMAT.
+    """The 2008 names of AWS's addressing styles, for AWS_CALLING_FORMAT."""
 
-    PATH: https://host/bucket/key. SUBDOMAIN: https://bucket.host/key, AWS calls it virtual.
-    VANITY: https://bucket/key, where the bucket is a domain that points to S3; `url()` only.
-    """
-
-    PATH = 'path'
-    SUBDOMAIN = 'virtual'
-    VANITY = 'vanity'
+    PATH = 'path'          #: https://host/bucket/key
+    SUBDOMAIN = 'virtual'  #: https://bucket.host/key; AWS calls it virtual
+    VANITY = 'vanity'      #: https://bucket/key: a domain that points to S3; for `url()` only
 
 
 #: What people write -> style. 1, 2 and 3 were the constants of Amazon's S3.py.
 STYLES = {'auto': 'auto', 'path': 'path', 'virtual': 'virtual', 'subdomain': 'virtual',
           'vanity': 'vanity', 1: 'path', 2: 'virtual', 3: 'vanity'}
-
 #: style -> (host, path before the key)
-FORMS = {'path': ('{host}', '{path}/{bucket}/'),
-         'virtual': ('{bucket}.{host}', '{path}/'),
+FORMS = {'path': ('{host}', '{path}/{bucket}/'), 'virtual': ('{bucket}.{host}', '{path}/'),
          'vanity': ('{bucket}', '/')}
-
-#: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
-_AWS_S3 = re.compile(r'(?:^|\.)s3[a-z0-9.-]*\.amazonaws\.(?:com|com\.cn|eu)\Z')
 
 #: Where a bucket lives: `prefix` is the encoded path before the key, it ends with a slash.
 Address = collections.namedtuple('Address', 'scheme host prefix')
-
 #: The region in a host of AWS, B2, Wasabi, Scaleway, OVH, Spaces or Hetzner.
 _REGION_LABEL = re.compile(
     r'(?:^|\.)(?:s3(?:-fips|-accesspoint)?(?:\.dualstack)?[.-]([a-z]{2,}-[a-z0-9-]+-\d+)'
     r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)'
     r'|s3\.([a-z0-9-]+)\.(?:(?:backblazeb2|wasabisys)\.com|scw\.cloud|io\.cloud\.ovh\.(?:net|us))'
     r'|([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com)$')
+#: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
+_AWS_S3 = re.compile(r'(?:^|\.)s3[a-z0-9.-]*\.amazonaws\.(?:com|com\.cn|eu)\Z')
+is_aws = _AWS_S3.search
 
 
 @functools.lru_cache(maxsize=64)
 def split_endpoint(url: str) -> tuple:
-    """Return (scheme, host, path) of an endpoint URL; the host has its port unless default.
-
-    ValueError, saying what to write, for anything but http(s)://host[:port][/path].
-    """
+    """Return (scheme, host with any port but the default, path) of an endpoint URL, checked."""
     parts = urllib.parse.urlsplit(str(url).strip())
     host, path = (parts.hostname or '').rstrip('.'), parts.path.rstrip('/')
     # It is not shown: what is wrong may be that it has a password in it.
     if (parts.scheme not in ('http', 'https') or not host or parts.username is not None
             or parts.query or parts.fragment):
         raise ValueError('endpoint_url must be like https://s3.example.com[:port][/path], no more')
-    if ':' in host and re.match(r'[0-9a-f:.]+\Z', host):
-        host = '[%s]' % host
-    elif not re.match(r'(?!-)[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z', host):
+    host = '[%s]' % host if ':' in host else host
+    if not re.match(r'(\[[0-9a-f:.]+\]|(?!-)[a-z0-9_-]+(\.[a-z0-9_-]+)*)\Z', host):
         raise ValueError('endpoint_url: %.80r is no host name, or not in xn-- form' % host)
     if re.search(r'[^A-Za-z0-9._~/%-]|//|/\.{1,2}(/|$)|%(?![0-9A-F]{2})', path):
         raise ValueError('endpoint_url: %.80r is no plain path' % path)
@@ -534,24 +481,17 @@ def aws_endpoint(region: str, scheme: str = 'https') -> str:
     return '%s://s3.%s.amazonaws.%s' % (scheme, region, domain)
 
 
-def is_aws(host: str) -> bool:
-    """Tell whether `host` is AWS's own."""
-    return bool(re.search(r'(?:^|\.)amazonaws\.(?:com|com\.cn|eu)(?::|$)', host))
-
-
 @functools.lru_cache(maxsize=64)
 def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
-    """Return where `bucket` lives below `endpoint`. ValueError for names that cannot be one.
-
-    `auto` is the subdomain on AWS and the path elsewhere, and the path for names that are no
-    host label or have dots over https: a wildcard certificate covers one label.
-    """
+    """Return where `bucket` lives below `endpoint`. ValueError for names that cannot be one."""
     if not re.match(r'(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}\Z', bucket):
         raise ValueError('neither a bucket\'s name nor an access point\'s alias: %.80r' % bucket)
     scheme, host, path = split_endpoint(endpoint)
     label = re.match(r'[a-z0-9][a-z0-9.-]{,61}[a-z0-9]\Z', bucket) and '..' not in bucket
     numeric = re.match(r'\[|[0-9.]+(:|\Z)', host)  # an IP address has no subdomains
     fits = label and not numeric and (scheme == 'http' or '.' not in bucket)
+    # `auto` is the subdomain on AWS and the path elsewhere. Both are the path for names that are
+    # no host label or have dots over https: a wildcard certificate covers one label.
     if style in ('auto', 'virtual'):
         style = 'virtual' if fits and (style == 'virtual' or is_aws(host)) else 'path'
     if is_aws(host) and host.startswith('s3-accelerate') and (style == 'path' or '.' in bucket):
@@ -569,7 +509,6 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
 # brings the proxies of the environment along.
 
 import http.client  # noqa: E402
-import select  # noqa: E402
 import socket  # noqa: E402
 import ssl  # noqa: E402
 import urllib.request  # noqa: E402
@@ -577,48 +516,37 @@ import urllib.request  # noqa: E402
 POOL_SIZE = 32  #: idle connections kept for one key; more are closed
 POOL_AGE = 20   #: seconds a connection may idle. Fact: S3 closes them after some 20 s
 SLICE = 256 * 1024  #: bytes sent in one call: sendall() counts its timeout in total
-
 #: (pid, scheme, host, tunnel, proxy's login, TLS) -> deque of (time, idle connection), the newest
 #: at the right. A connection belongs to one thread between pop and append: no lock.
 _pools = {}  # type: dict
 
 
-class _Head:
-    """The lines of an answer's head. Trap: http.client takes one that was cut for a whole one,
-    and waits without end for what follows a 100."""
+class _Lines(io.BufferedReader):
+    """What an answer is read from. Trap: http.client takes a head that was cut for a whole one,
+    102 and 103 for answers, and waits without end for what follows 100 or ends a trailer."""
 
-    def __init__(self, file):
-        self._file, self._lines, self.close = file, 0, file.close
+    count = 0
 
-    def readline(self, limit):
-        line = self._file.readline(limit)
-        self._lines += 1
-        if self._lines > 1 and not line.endswith(b'\n') or self._lines > 1000:
-            raise http.client.HTTPException('the head of the answer broke off or has no end')
-        return line
+    def readline(self, limit=-1):
+        line, self.count = super().readline(limit), self.count + 1
+        if not line.endswith(b'\n') or self.count > 1000:
+            raise ConnectionResetError('the head of the answer broke off or has no end')
+        return b'HTTP/1.1 100\r\n' if re.match(br'HTTP/1\.\d 1\d\d\b', line) else line
 
     def readinto(self, buffer):
-        # A chunk: the lines after it, and those of the trailer, count as a head of their own.
-        self._lines = 0
-        return self._file.readinto(buffer)
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
+        self.count = 0  # a chunk: the lines after it, and those of the trailer, count anew
+        return super().readinto(buffer)
 
 
 class _Response(http.client.HTTPResponse):
-    """http.client's response, which skips 100 but neither 102 nor 103, and reads any length."""
+    """http.client's response, refused by HTTPException if its length cannot be understood."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fp = _Head(self.fp)  # here: the answer to CONNECT is read without begin()
+        self.fp = _Lines(self.fp.detach())  # here: the answer to CONNECT is read without begin()
 
-    def begin(self) -> None:
-        """Read the head of the final answer. HTTPException if it does not say how long it is."""
+    def begin(self):
         super().begin()
-        while 100 <= self.status < 200:
-            self.headers = self.msg = None  # begin() does nothing while there are headers
-            super().begin()
         lengths = ','.join(set(self.headers.get_all('content-length', ())))
         coded = self.headers.get('transfer-encoding') and not self.chunked
         if coded or not re.match(r'(\d{1,18}\s*)?\Z', lengths):
@@ -627,56 +555,36 @@ class _Response(http.client.HTTPResponse):
 
 @atexit.register
 def _close_idle(pid=None):
-    """Close the idle connections, but those of process `pid`.
-
-    At exit all of them, else each is a ResourceWarning; after a fork the parent's, whose sockets
-    are shared with it: closing ours ends nothing on the wire.
-    """
+    """Close the idle connections, but those of process `pid`: at exit all, for ResourceWarnings;
+    after a fork the parent's, where closing our half of a socket ends nothing on the wire."""
     for key in [key for key in list(_pools) if key[0] != pid]:
         for _, connection in _pools.pop(key, ()):
             connection.close()
 
 
-def _check_in(key, connection):
-    """Put a connection whose answer was read to its end back, close those too old or too many."""
-    idle, now = _pools.setdefault(key, collections.deque()), time.monotonic()
-    idle.append((now, connection))
-    with contextlib.suppress(IndexError):  # another thread took it
-        while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
-            idle.popleft()[1].close()
-
-
 def _check_out(key):
-    """Return the idle connection used last, None if there is none that is young and silent.
-
-    A readable one was closed by its peer, or has stray bytes that would answer the next request.
-    """
+    """Return the idle connection used last, None if there is none that is young and silent."""
     if key not in _pools:  # after a fork the child starts with empty ones
         _close_idle(key[0])
     idle = _pools.setdefault(key, collections.deque())
     with contextlib.suppress(IndexError):  # it is empty
         for since, connection in iter(idle.pop, None):
-            if hasattr(select, 'poll'):  # Why not select(): it fails on descriptors above 1,023
-                poll = select.poll()
-                poll.register(connection.sock, select.POLLIN)
-                dead = poll.poll(0)
-            else:  # Windows, where it does not
-                dead = select.select([connection.sock], [], [], 0)[0]
-            # Trap: what TLS has deciphered already makes no socket readable.
-            dead = dead or getattr(connection.sock, 'pending', int)()
-            if not dead and time.monotonic() - since <= POOL_AGE:
-                return connection
+            try:  # All that can be read is the end, or stray bytes that answer no request.
+                connection.sock.settimeout(0)
+                connection.sock.recv(1)
+            except OSError as error:
+                silent = isinstance(error, (BlockingIOError, ssl.SSLWantReadError))
+                if silent and time.monotonic() - since <= POOL_AGE:
+                    return connection
             connection.close()
-    return None
 
 
 class Answer:
     """An answer: `status`, `reason`, `headers` (get() ignores case), and a body to read once.
 
     Read it to the end or close it: the first puts the connection back in the pool, the second
-    drops it. `remaining` is how many bytes are to come, None if only the end will tell; every
-    one is counted, since http.client takes a short body for a whole one. `resent` tells that
-    the request went out twice.
+    drops it. `remaining` is how many bytes are to come, None if only the end will tell (Trap:
+    http.client takes a short body for a whole one). `resent`: the request went out twice.
     """
 
     def __init__(self, response, connection, key, resent):
@@ -687,29 +595,29 @@ class Answer:
             self.close(reuse=True)
 
     def close(self, reuse: bool = False) -> None:
-        """Drop the connection, unless the body was read to its end."""
+        """Drop the connection, or put it back if the body was read to its end."""
         connection, self._connection = self._connection, None
-        if connection is not None:
-            self._response.close()
-            if reuse and not self._response.will_close:
-                _check_in(self._key, connection)
-            else:
-                connection.close()
+        if connection is None:
+            return
+        self._response.close()
+        if not reuse or self._response.will_close:
+            return connection.close()
+        idle, now = _pools.setdefault(self._key, collections.deque()), time.monotonic()
+        idle.append((now, connection))
+        with contextlib.suppress(IndexError):  # another thread took it
+            while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
+                idle.popleft()[1].close()
 
     __del__ = close
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill `buffer` from the body, return how many bytes; 0 is the end of a whole body.
-
-        Unreachable if the connection ends before the body does.
-        """
+        """Fill `buffer`, return how many bytes; 0 ends a whole body, else it is Unreachable."""
         if self._connection is None:
             return 0
         why = 'the connection ended %s bytes before the body' % self.remaining
         try:
             count = self._response.readinto(buffer[:self.remaining])
-            if self.remaining is not None:
-                self.remaining -= count
+            self.remaining = self._response.length
             if self.remaining == 0 or self.remaining is None and not count:
                 self.close(reuse=True)
             if count or self._connection is None:
@@ -722,13 +630,12 @@ class Answer:
 
     def read(self, limit: int) -> bytes:
         """Return the whole body. One of more than `limit` bytes is an S3Error, unread."""
-        body, count = bytearray(), 1
-        piece = memoryview(bytearray(min(limit + 1, SLICE)))
-        while count and len(body) + (self.remaining or 0) <= limit:
+        body, piece = bytearray(), memoryview(bytearray(min(limit + 1, SLICE)))
+        while len(body) + (self.remaining or 0) <= limit:
             count = self.readinto(piece)
+            if not count:
+                return bytes(body)
             body += piece[:count]
-        if not count:
-            return bytes(body)
         self.close()
         raise S3Error(errno.EMSGSIZE, 'an answer of more than %d bytes is refused' % limit)
 
@@ -744,8 +651,7 @@ def _tls_context(verify):
         raise ValueError('verify: no CA certificates in %r: %s' % (verify, error)) from None
     if verify is False:
         warnings.warn('verify=False: anyone on the way can read and change it', RuntimeWarning)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
@@ -761,8 +667,7 @@ class Transport(urllib.request.BaseHandler):
     ADVICE = ((socket.timeout, 'no answer in time, see connect_timeout and read_timeout'),
               (socket.gaierror, 'check endpoint_url, region_name and bucket_name'),
               (ConnectionRefusedError, 'nothing listens there: check endpoint_url and its port'),
-              # Fact: CertificateError is no SSLError before Python 3.7.
-              ((ssl.SSLError, ssl.CertificateError),
+              ((ssl.SSLError, ssl.CertificateError),  # Fact: they are two before Python 3.7
                'check the scheme of endpoint_url; for a CA of its own set verify to its file'))
 
     def __init__(self, verify=None, proxies=None, connect_timeout=10, read_timeout=60):
@@ -773,22 +678,18 @@ class Transport(urllib.request.BaseHandler):
         self._opener.add_handler(self)
 
     def http_open(self, outgoing: urllib.request.Request) -> Answer:
-        """Return an Answer, over an idle connection if one is there and alive.
-
-        A reused connection that dies before the first byte of the answer is replaced once.
-        """
-        secure = outgoing.type == 'https'
+        """Return an Answer, over an idle connection if one is there and alive."""
         login = Secret.of(outgoing.get_header('Proxy-authorization'))
         # ProxyHandler moved the host: to a tunnel for https, else the whole URL is the selector.
         server = outgoing.get_header('Host')
         tunnel = None if outgoing.has_proxy() or outgoing.host == server else server
         key = os.getpid(), outgoing.type, outgoing.host, tunnel, login, self.verify
         connection = reused = _check_out(key)
-        if connection is not None:
+        if connection is not None:  # One that dies before the head of the answer is replaced.
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 return self._exchange(connection, key, outgoing, False)
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        options = {'context': _tls_context(self.verify)} if secure else {}
+        options = {'context': _tls_context(self.verify)} if outgoing.type == 'https' else {}
+        kind = http.client.HTTPSConnection if options else http.client.HTTPConnection
         connection = kind(outgoing.host, timeout=self.timeouts[0], **options)
         connection.response_class = _Response
         if tunnel:
@@ -809,19 +710,14 @@ class Transport(urllib.request.BaseHandler):
             for name, value in outgoing.header_items():
                 if name != 'Proxy-authorization' or outgoing.has_proxy():  # never in a tunnel
                     connection.putheader(name, value)
+            body = memoryview(outgoing.data)
             try:
-                connection.endheaders()
-                body = memoryview(outgoing.data)
-                for start in range(0, len(body), SLICE):
-                    connection.send(body[start:start + SLICE])
+                connection.endheaders(body[at:at + SLICE] for at in range(0, len(body), SLICE))
             except (ConnectionError, ssl.SSLEOFError, socket.timeout) as error:
                 # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
                 refused = error
                 connection.sock.settimeout(min(1, self.timeouts[1]))
-            try:
-                response = connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
-                raise refused or error
+            response = connection.getresponse()
             if refused and response.status < 300:  # it cannot have what was never sent
                 raise refused
             response.will_close = response.will_close or refused is not None
@@ -831,10 +727,7 @@ class Transport(urllib.request.BaseHandler):
             raise
 
     def send(self, request: Request, headers: Headers) -> Answer:
-        """Send `request` with signed `headers`, return the Answer whatever its status.
-
-        Unreachable, an OSError, if none came; `final` where TLS does not trust the server.
-        """
+        """Send `request` with signed `headers`, return the Answer. Unreachable if none came."""
         started, server = time.monotonic(), '%s://%s' % (request.scheme, request.host)
         try:
             answer = self._opener.open(urllib.request.Request(
@@ -847,15 +740,13 @@ class Transport(urllib.request.BaseHandler):
             failure = Unreachable(errno.ECONNREFUSED, '%s: %s: %s (%s)' % (
                 server, type(error).__name__, printable(error), advice or 'no answer'))
             failure.final = isinstance(error, ssl.CertificateError) or 'VERIFY' in str(error)
-        # Raised out here, so that no frame of http.client hangs on it: they hold the headers.
-        raise failure
+        raise failure  # out here, as in Answer.readinto
 
 
-RETRY_TOKENS = 500   #: an endpoint's; precedent: botocore's RetryQuotaChecker, costs as well
+RETRY_TOKENS = 500  #: an endpoint's. Precedent: botocore, as for costs and scales in `retry`
 #: Endpoint's host -> tokens left, so that an outage is not hammered: retries cost, success wins
 #: back. Without a lock: a token lost to a race is no harm.
 _tokens = collections.defaultdict(lambda: RETRY_TOKENS)  # type: dict
-
 #: Statuses and S3's codes.
 THROTTLED = {429, 'SlowDown', 'Throttling', 'ThrottlingException', 'RequestThrottled',
              'TooManyRequestsException', 'RequestLimitExceeded', 'BandwidthLimitExceeded',
@@ -888,7 +779,6 @@ def retry(attempt: Callable, host: str, mend: Callable = lambda error: False, ma
             if not mend(error):
                 failures += 1
                 lost, answered = isinstance(error, Unreachable), {error.status, error.code}
-                # Precedent: botocore's scales, 1 s when throttled and 50 ms otherwise.
                 scale, cost = (1, 5) if answered & THROTTLED else (0.05, 14)
                 pause = max(rand() * min(scale * 2 ** (failures - 1), LONGEST_PAUSE),
                             min(error.facts.get('retry-after', 0), LONGEST_PAUSE))

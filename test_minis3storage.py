@@ -738,7 +738,7 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;"><!ENTITY d "&c;&c;">]
     ('parse_iso_date', '2009-10-12T17:50:00.25Z', MOMENT.replace(microsecond=250000)),
     ('parse_iso_date', '2009-10-12T17:50:00', MOMENT), ('parse_iso_date',
         '9999-12-31T23:59:59.9999999Z', datetime.max.replace(tzinfo=timezone.utc)),
-    ('xml_text', '\t\r\n<&>"é\ud7ff\ue000😀', '&#9;&#13;&#10;&lt;&amp;&gt;"é\ud7ff\ue000😀'),
+    ('xml_text', '\t\r\n<&>"é\ud7ff\ue000😀', '&#9;&#13;&#10;&#60;&#38;&#62;"é\ud7ff\ue000😀'),
     ('amz_date', datetime(2009, 10, 12), ValueError), ('quote', '\ud800', ValueError)] + [
     ('amz_date', MOMENT.astimezone(timezone(timedelta(minutes=minutes))), '20091012T175000Z')
     for minutes in (0, 330, -719, 1439)] + [
@@ -820,7 +820,7 @@ def test_vector(case, signer, monkeypatch):
         assert canonical != case['canonical_request']
         return
     assert (canonical, signed) == (case['canonical_request'], names)
-    assert minis3storage.string_to_sign(stamp, signer.scope(stamp), canonical) == text
+    assert signer.string_to_sign(stamp, canonical) == text
 
 
 NEVER_SIGNED = {'accept-encoding', 'connection', 'content-length', 'expect', 'te',
@@ -3313,8 +3313,8 @@ def test_no_module_level_name_is_used_above_its_definition():
 
 
 def test_the_walls_hold():
-    network = {'http', 'select', 'socket', 'ssl'}
-    assert import_list() >= {'http.client', 'select', 'socket', 'ssl', 'urllib.request'}
+    network = {'http', 'socket', 'ssl'}
+    assert import_list() >= {'http.client', 'socket', 'ssl', 'urllib.request'}
     assert {section(line) for line, name in global_uses() if name in network} == {5}
     for node in ast.walk(ast.parse(SOURCE)):
         if isinstance(node, ast.Attribute) and getattr(node.value, 'id', '') == 'urllib':
