@@ -595,12 +595,9 @@ class _Head:
             raise http.client.HTTPException('the head of the answer broke off or has no end')
         return line
 
-    def readinto(self, buffer):
-        # A chunk: the lines after it, and those of the trailer, count as a head of their own.
-        self._lines = 0
-        return self._file.readinto(buffer)
-
     def __getattr__(self, name):
+        # A read of a chunk: the lines after it, and the trailer's, count as a head of their own.
+        self._lines = 0
         return getattr(self._file, name)
 
 
@@ -696,16 +693,18 @@ class Answer:
 
     __del__ = close
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: memoryview, fill: bool = True) -> int:
         """Fill `buffer` from the body, return how many bytes; 0 is the end of a whole body.
 
-        Unreachable if the connection ends before the body does.
+        Not `fill`: what one read of the socket brings will do. Unreachable if the connection
+        ends before the body does.
         """
         if self._connection is None:
             return 0
         why = 'the connection ended %s bytes before the body' % self.remaining
         try:
-            count = self._response.readinto(buffer[:self.remaining])
+            read = self._response.readinto if fill else self._response.readinto1
+            count = read(buffer[:self.remaining])
             if self.remaining is not None:
                 self.remaining -= count
             if self.remaining == 0 or self.remaining is None and not count:
@@ -718,12 +717,18 @@ class Answer:
         # Raised out here, so that no frame of http.client hangs on it: they hold the headers.
         raise Unreachable(errno.ECONNRESET, why)
 
-    def read(self, limit: int) -> bytes:
-        """Return the whole body. One of more than `limit` bytes is an S3Error, unread."""
-        body, count = bytearray(), 1
+    def read(self, limit: int, seconds: float = float('inf')) -> bytes:
+        """Return the whole body. One of more than `limit` bytes is an S3Error, unread.
+
+        Unreachable once it took `seconds`, however steadily it drips.
+        """
+        body, count, started = bytearray(), 1, time.monotonic()
         piece = memoryview(bytearray(min(limit + 1, SLICE)))
         while count and len(body) + (self.remaining or 0) <= limit:
-            count = self.readinto(piece)
+            if time.monotonic() - started > seconds:
+                self.close()
+                raise Unreachable(errno.ETIMEDOUT, 'no whole body in %d seconds' % seconds)
+            count = self.readinto(piece, fill=False)
             body += piece[:count]
         if not count:
             return bytes(body)
