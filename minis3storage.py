@@ -963,6 +963,7 @@ class CredentialSource:
 ERROR_LIMIT = 64 * 1024        #: bytes of an error's body, and of one nobody needs
 XML_LIMIT = 8 * 1024 * 1024    #: bytes of a listing's page
 KEY_LIMIT = 1024               #: bytes of a key in UTF-8
+LEAST_TIME = 5                 #: seconds for an answer's XML, even when `deadline` is past
 
 #: An object in a listing: `size` in bytes, `etag` quoted, `last_modified` an aware datetime.
 Entry = collections.namedtuple('Entry', 'key size etag last_modified')
@@ -1005,47 +1006,53 @@ class _Call:
     """
 
     #: What every answer of S3's has: a portal or a proxy that says 200 to everything has not.
-    NAMED = {'GET': ('etag',), 'HEAD': ('etag', 'content-length'), 'PUT': ('etag',)}
+    NAMED = {'stream': ('etag',), 'HEAD': ('etag', 'content-length'), 'PUT': ('etag',)}
 
-    def __init__(self, bucket, method, key, query, headers, body, expect):
-        self.bucket, self.method, self.key, self.expect = bucket, method, key, expect
+    def __init__(self, bucket, method, key, query=(), headers=(), body=b'', expect='', read=None):
+        # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
+        if (not key and expect not in ('ListBucketResult', 'DeleteResult')
+                or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
+            raise ValueError('neither a key nor the id of an upload may be empty')
+        headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
+        if body or method in ('PUT', 'POST'):
+            headers['content-length'] = str(len(body))
+        self.bucket, self.method, self.key = bucket, method, key
+        self.expect, self.read, self.until = expect, read, bucket.clock() + bucket.deadline
         self.request = functools.partial(Request, method, query=query, headers=headers, body=body,
                                          payload_hash=hashlib.sha256(body).hexdigest())
         # The repairs tried, each once a call; (scheme, host, path) of a 307; who signed last.
         self.mended, self.detour, self.signer = set(), None, None
 
     def attempt(self) -> Any:
-        """Return what `expect` says: 'stream' an unread Answer, '' one read, a tag its element."""
+        """Return the Answer, unread if `expect` is 'stream'; what `read` makes of XML's root."""
         bucket, self.signer = self.bucket, self.bucket._signer()
         request = self.request(*self.detour or bucket._location(self.key))
-        answer = bucket.transport.send(request, self.signer.sign(request, bucket._now()))
+        answer = bucket.transport.send(
+            request, self.signer.sign(request, bucket.utcnow() + bucket.offset))
         failed = answer.status not in (200, 204, 206)
-        plain = self.expect in ('', 'stream')  # no XML is awaited
-        named = self.NAMED.get(self.method, ()) if plain else ()
-        lacks = [name for name in named if name not in answer.headers]
+        lacks = [name for name in self.NAMED.get(self.expect or self.method, ())
+                 if not re.match(r'[\x20-\x7e]*\Z', answer.headers.get(name, '\0'))]
         if self.expect == 'stream' and not failed and not lacks:
             return answer
-        stray = self.method == 'DELETE' and 'html' in answer.headers.get('content-type', '')
-        root = self.xml(answer, failed)
+        try:
+            root = parse_xml(answer.read(XML_LIMIT if self.read and not failed else ERROR_LIMIT,
+                                         max(self.until - bucket.clock(), LEAST_TIME)))
+        except (S3Error, ValueError) as error:  # it broke off, or was too much; it is no XML
+            if isinstance(error, S3Error) and not failed and not lacks:
+                raise
+            root = ElementTree.Element(str(error))
         if failed or root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
             raise self.error(answer, answer.status if failed else 500, root)
         # Fact: rclone names the answer to CreateMultipartUpload without "Result".
-        if (not lacks and not stray if plain else
-                root.tag in (self.expect, self.expect[:-len('Result')])):
-            return root if self.expect else answer
-        raise S3Error(errno.EBADMSG, '%s answered %.40r without %s: is that S3?' % (
-            request.host, root.tag, lacks or self.expect or 'need'), self.key)
-
-    def xml(self, answer: Answer, failed: bool) -> ElementTree.Element:
-        """Return the root element of the body; an empty one named as what came, if no XML did."""
+        fits = (root.tag in (self.expect, self.expect[:-len('Result')]) if self.read else
+                self.method != 'DELETE' or 'html' not in answer.headers.get('content-type', ''))
         try:
-            return parse_xml(answer.read(XML_LIMIT if self.expect and not failed else ERROR_LIMIT))
-        except ValueError as error:
-            return ElementTree.Element(str(error))
-        except S3Error:  # it broke off, or was too much
-            if not failed:
-                raise
-            return ElementTree.Element('Error')  # the status has to do
+            if lacks or not fits:
+                raise ValueError('without %s' % (lacks or self.expect or 'need'))
+            return self.read(root) if self.read else answer
+        except (TypeError, ValueError) as error:
+            raise S3Error(errno.EBADMSG, '%s answered %.40r, %s: is that S3?' % (
+                request.host, root.tag, printable(error)), self.key or bucket.name) from None
 
     def error(self, answer: Answer, status: int, root: ElementTree.Element) -> S3Error:
         """Return the exception for `answer`, taken as one of `status`, with `root` in its body."""
@@ -1068,27 +1075,24 @@ class _Call:
 
     def mend(self, error: S3Error) -> bool:
         """Repair the region, the clock, the token or the host if `error` names it; else False."""
-        for kind in (self.mend_region, self.mend_clock, self.mend_token, self.mend_host):
-            if kind.__name__ not in self.mended and kind(error):
-                self.mended.add(kind.__name__)
+        for name in ('region', 'clock', 'token', 'host'):
+            if name not in self.mended and getattr(self, 'mend_' + name)(error):
+                self.mended.add(name)
                 return True
         return False
 
     def mend_region(self, error: S3Error) -> bool:
         """Sign for the region the answer names; the bucket remembers it."""
-        region = error.facts.get('region')
-        named = error.status in (301, 307) or error.status == 400 and error.code in (
-            '', 'AuthorizationHeaderMalformed', 'IllegalLocationConstraintException')
-        if not named or region in (None, self.signer.region):
+        region, signed = error.facts.get('region'), self.signer.region
+        if error.status not in (301, 307, 400) or region in (None, signed):
             return False
         with contextlib.suppress(ValueError):  # what is no region of AWS's is none of its hosts'
             if self.bucket._endpoint is None:
                 aws_endpoint(region)
             logger.warning('bucket %s is in region %s, not %s: URLs fail until region_name (AWS_S3'
-                           '_REGION_NAME) is set', self.bucket.name, region, self.signer.region)
+                           '_REGION_NAME) is set', self.bucket.name, region, signed)
             self.bucket.region = region
-            return True
-        return False
+        return self.bucket.region == region
 
     def mend_clock(self, error: S3Error) -> bool:
         """Take the offset of this machine's clock from the answer's Date, if below a day."""
@@ -1096,32 +1100,30 @@ class _Call:
         offset = served - self.bucket.utcnow() if served else self.bucket.offset
         # Compared with the offset in use: this machine's clock may have been set right since.
         seconds = abs((offset - self.bucket.offset).total_seconds())
-        skewed = error.code == 'RequestTimeTooSkewed' or (  # HEAD has no body and so no code
-            self.method == 'HEAD' and error.status == 403 and seconds > 900)
-        mended = skewed and seconds > 1 and abs(offset) < datetime.timedelta(days=1)
-        if mended:
+        skewed = seconds > 1 and error.code == 'RequestTimeTooSkewed' or (  # HEAD has no code
+            seconds > 900 and (self.method, error.status) == ('HEAD', 403))
+        if skewed and abs(offset) < datetime.timedelta(days=1):
             self.bucket.offset = offset
-        return mended
+        return skewed and self.bucket.offset == offset
 
     def mend_token(self, error: S3Error) -> bool:
         """Ask for new credentials if these have expired."""
-        expired = error.code in ('ExpiredToken', 'TokenRefreshRequired') or (
-            self.method == 'HEAD' and error.status == 400 and not error.code
-            and bool(self.signer.credentials.session_token))
+        expired = (error.code in ('ExpiredToken', 'TokenRefreshRequired')
+                   or (self.method, error.status) == ('HEAD', 400))  # which has no code
         return expired and self.bucket.credentials.renew(self.signer.credentials)
 
     def mend_host(self, error: S3Error) -> bool:
         """Go where a 307 points, below the endpoint's domain. No other Location is followed."""
         scheme, host, path = self.bucket._location(self.key)
         domain = split_endpoint(self.bucket.endpoint)[1]
-        short = '/' + path[len(path) - len(quote(self.key, '/')):]  # without the bucket
         with contextlib.suppress(ValueError):  # none, or none that a request can go to
             to = urllib.parse.urlsplit(error.facts.get('location', ''))
             target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
             # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
             below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
-            if (error.status == 307 and to.scheme == scheme and below and to.path in (path, short)
-                    and self.key and not re.match(r'[\d.]+(:|\Z)', domain)):
+            if (error.status == 307 and to.scheme == scheme and below and self.key
+                    and to.path in (path, '/' + quote(self.key, '/'))  # with a bucket, without
+                    and not re.match(r'[\d.]+(:|\Z)', domain)):
                 self.detour = scheme, target, to.path
         return self.detour is not None
 
@@ -1145,7 +1147,7 @@ class Bucket:
         self.region, self.offset = region, datetime.timedelta()  # corrected when S3 says so
         # Nobody named the region (set by S3Storage, for url()); conditions were answered 501.
         self.region_guessed = self._ignores_conditions = False
-        self._endpoint, self.checksums = endpoint, checksums
+        self._endpoint, self.checksums, self.deadline = endpoint, checksums, deadline
         self.transport, self.utcnow, self.clock = transport or Transport(), utcnow, clock
         self._retry = functools.partial(retry, max_attempts=max_attempts, deadline=deadline,
                                         clock=clock, sleep=sleep, rand=rand)
@@ -1179,20 +1181,9 @@ class Bucket:
         """Return the Signer of the credentials and the region as they are now."""
         return self._signers(self.credentials.get(), self.region)
 
-    def _now(self):
-        """Return the time by the server's clock, as far as it told."""
-        return self.utcnow() + self.offset
-
-    def _call(self, method, key, query=(), headers=(), body=b'', expect=''):
+    def _call(self, *asked, **more):
         """Return what `_Call.attempt` does, after as many attempts as it takes."""
-        # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
-        if (not key and expect not in ('ListBucketResult', 'DeleteResult')
-                or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
-            raise ValueError('neither a key nor the id of an upload may be empty')
-        headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
-        if body or method in ('PUT', 'POST'):
-            headers['content-length'] = str(len(body))
-        call = _Call(self, method, key, query, headers, body, expect)
+        call = _Call(self, *asked, **more)
         return self._retry(call.attempt, split_endpoint(self.endpoint)[1], call.mend)
 
     def head_object(self, key: str, headers=()) -> Message:
@@ -1227,37 +1218,41 @@ class Bucket:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
         """
-        headers, started = Headers(headers), self.clock()
+        headers = Headers(headers)
         if self.checksums or self.checksums is None and is_aws(self.address().host):
             headers['x-amz-checksum-sha256'] = base64.b64encode(
                 hashlib.sha256(body).digest()).decode()
-        extra = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
-        try:
-            return self._call('PUT', key, (), dict(headers, **extra), body).headers['etag']
-        except PreconditionFailed as error:
-            return self._settle(error, key, md5(body), '', started, sse_headers(headers))
-        except S3Error as error:
-            if error.status != 501 or not extra:
-                raise
-        etag = self.put_object(key, body, headers)
-        self._ignores_conditions = True  # it was the condition: without it all went well
-        return etag
 
-    def _settle(self, error, key, digest, suffix, started, headers=()):
-        """Return the ETag that `digest`, None if unknown, and `suffix` make if the object has it
-        and came after `started`, else raise `error`.
+        def put(condition):
+            return self._call('PUT', key, (), dict(headers, **condition), body).headers['etag']
+        return self._settled(put, if_none_match, key, body, '', sse_headers(headers))
 
-        A lost answer is settled by looking, never guessed; the clock is the server's own.
+    def _settled(self, write, if_none_match, key, hashed, suffix, headers=()):
+        """Return the ETag of `write(condition)`; if that is answered 501, without a condition.
+
+        A lost answer is settled by looking, never guessed: it was us if the object has the ETag
+        that the MD5 of `hashed` and `suffix` make, and by the server's clock came after our start.
         """
-        etag, head = digest and '"%s%s"' % (digest.hexdigest(), suffix), {}
-        if error.uncertain and etag:
+        started, head = self.clock(), {}
+        condition = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
+        try:
+            return write(condition)
+        except (NoSuchUpload, PreconditionFailed) as error:
+            digest = md5(hashed) if error.uncertain and hashed is not None else None
+            etag = digest and '"%s%s"' % (digest.hexdigest(), suffix)
             with contextlib.suppress(NoSuchKey):
-                head = self.head_object(key, headers)
-        stored, served = map(parse_http_date, (head.get('last-modified'), head.get('date')))
-        # HTTP's dates are whole seconds, rounded down: one for each.
-        if (head.get('etag') != etag or not stored or not served
-                or (served - stored).total_seconds() > self.clock() - started + 2):
-            raise error
+                head = self.head_object(key, headers) if etag else head
+            stored, served = map(parse_http_date, (head.get('last-modified'), head.get('date')))
+            # HTTP's dates are whole seconds, rounded down: one for each.
+            if (head.get('etag') != etag or not stored or not served
+                    or (served - stored).total_seconds() > self.clock() - started + 2):
+                raise
+            return etag
+        except S3Error as error:
+            if error.status != 501 or not condition:
+                raise
+        etag = self._settled(write, False, key, hashed, suffix, headers)
+        self._ignores_conditions = True  # it was the condition: without it all went well
         return etag
 
     def delete_object(self, key: str) -> None:
@@ -1285,8 +1280,8 @@ class Bucket:
             raise S3Error(errno.ENOSYS, 'delete_objects needs MD5, which this system forbids')
         headers = {'content-md5': base64.b64encode(digest.digest()).decode(),
                    'content-type': 'application/xml'}
-        root = self._call('POST', '', [('delete', '')], headers, body, 'DeleteResult')
-        failed = root.findall('Error')
+        failed = self._call('POST', '', [('delete', '')], headers, body, 'DeleteResult',
+                            lambda root: root.findall('Error'))
         if failed:
             code, key = failed[0].findtext('Code', ''), failed[0].findtext('Key', '')
             raise answer_error(403 if code == 'AccessDenied' else 409, code,
@@ -1302,19 +1297,16 @@ class Bucket:
         """
         query = [('list-type', '2'), ('encoding-type', 'url'), ('max-keys', str(page_size)),
                  ('prefix', prefix), ('delimiter', delimiter)]
-        token, seen = '', {'', None}
+        token, seen = '', set()
+        read = functools.partial(self._page, prefix, seen)
         while token is not None:
             asked = [pair for pair in query + [('continuation-token', token)] if pair[1]]
-            root = self._call('GET', '', asked, expect='ListBucketResult')
-            try:
-                page, token = self._page(root, prefix, seen)
-            except (ValueError, TypeError) as error:
-                raise S3Error(errno.EBADMSG, 'a broken listing: %s' % error, prefix) from None
+            page, token = self._call('GET', '', asked, expect='ListBucketResult', read=read)
             seen.add(token)
             yield page
 
     @staticmethod
-    def _page(root, prefix, seen):
+    def _page(prefix, seen, root):
         """Return (Listing, continuation token or None) of a ListBucketResult; else ValueError."""
         # Fact: some servers leave keys as they are, and then do not say that they encoded them.
         encoded = root.findtext('EncodingType') == 'url'
@@ -1330,19 +1322,19 @@ class Bucket:
             text(entry, 'Key'), int(entry.findtext('Size')), entry.findtext('ETag', ''),
             parse_iso_date(entry.findtext('LastModified'))) for entry in root.findall('Contents')]
         prefixes = [text(element, 'Prefix') for element in root.findall('CommonPrefixes')]
-        more, token = root.findtext('IsTruncated'), root.findtext('NextContinuationToken')
-        if more not in ('true', 'false', None) or (token or more == 'true') and (
-                more != 'true' or token in seen):
+        more, token = root.findtext('IsTruncated'), root.findtext('NextContinuationToken') or None
+        if more not in ('true', 'false', None) or (more == 'true') != bool(token) or token in seen:
             raise ValueError('truncated or not, and the token is missing or came again')
-        return Listing(contents, prefixes), token or None
+        return Listing(contents, prefixes), token
 
     def create_multipart_upload(self, key: str, headers=()) -> str:
         """Begin an upload in parts, return its id. It is there, and paid for, until ended.
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
         """
-        upload_id = self._call('POST', key, [('uploads', '')], headers,
-                               expect='InitiateMultipartUploadResult').findtext('UploadId')
+        upload_id = self._call('POST', key, [('uploads', '')], headers, b'',
+                               'InitiateMultipartUploadResult',
+                               lambda root: root.findtext('UploadId'))
         if not upload_id:
             raise S3Error(errno.EBADMSG, 'an upload without an id', key)
         return upload_id
@@ -1370,25 +1362,20 @@ class Bucket:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
         """
-        etags, started = list(etags), self.clock()
+        etags = list(etags)
         body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
             '<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>' % (number, xml_text(etag))
             for number, etag in enumerate(etags, 1))).encode()
-        extra = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
-        headers = dict(extra, **{'content-type': 'application/xml'})
-        try:
-            root = self._call('POST', key, [('uploadId', upload_id)], headers, body,
-                              'CompleteMultipartUploadResult')
-        except (NoSuchUpload, PreconditionFailed) as error:
-            known = all(re.match(r'"[0-9a-f]{32}"\Z', etag) for etag in etags)
-            digest = md5(bytes.fromhex(''.join(etags).replace('"', ''))) if known else None
-            return self._settle(error, key, digest, '-%d' % len(etags), started)
-        except S3Error as error:
-            if error.status != 501 or not extra:
-                raise
-            return self.complete_multipart_upload(key, upload_id, etags)  # as in put_object
-        etag = root.findtext('ETag', '').strip('"')
-        return etag and '"%s"' % etag  # Fact: Ceph's answer to a repetition has no quotes
+        known = re.match(r'("[0-9a-f]{32}")+\Z', ''.join(etags))
+        hashed = bytes.fromhex(known.group().replace('"', '')) if known else None
+
+        def complete(condition):
+            headers = dict(condition, **{'content-type': 'application/xml'})
+            etag = self._call('POST', key, [('uploadId', upload_id)], headers, body,
+                              'CompleteMultipartUploadResult',
+                              lambda root: root.findtext('ETag', '').strip('"'))
+            return etag and '"%s"' % etag  # Fact: Ceph's answer to a repetition has no quotes
+        return self._settled(complete, if_none_match, key, hashed, '-%d' % len(etags))
 
     def abort_multipart_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; no error if it is gone.
@@ -1406,9 +1393,10 @@ class Bucket:
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
         """
         with contextlib.suppress(NoSuchUpload, NoSuchKey):  # Fact: Ceph answers NoSuchKey here
-            root = self._call('GET', key, [('uploadId', upload_id)], expect='ListPartsResult')
-            return [(int(part.findtext('PartNumber')), part.findtext('ETag'),
-                     int(part.findtext('Size'))) for part in root.findall('Part')]
+            return self._call(
+                'GET', key, [('uploadId', upload_id)], expect='ListPartsResult',
+                read=lambda root: [(int(part.findtext('PartNumber')), part.findtext('ETag'),
+                                    int(part.findtext('Size'))) for part in root.findall('Part')])
         return []
 
     def presigned_url(self, method: str, key: str, expires: int, query=(), headers=()) -> str:
@@ -1417,7 +1405,7 @@ class Bucket:
         `query` may hold response-content-type and the like; `headers` must be sent as given.
         """
         request = Request(method, *self._location(key, public=True), query, headers)
-        return self._signer().presign(request, self._now(), expires)
+        return self._signer().presign(request, self.utcnow() + self.offset, expires)
 
     def presigned_post(self, key: str, expires: int, conditions=(), fields=None) -> dict:
         """Return {'url': ..., 'fields': ...} of a form that may POST a file to `key`.
@@ -1429,8 +1417,9 @@ class Bucket:
         """
         url = self.public_url(key)[:-len(quote(key, '/'))]
         fields = dict(fields or {}, key=key)
-        exact = [{'bucket': self.name}] + [{name: fields[name]} for name in sorted(fields)]
-        signed = self._signer().post_policy(exact + list(conditions), self._now(), expires)
+        conditions = [{'bucket': self.name}] + [
+            {name: fields[name]} for name in sorted(fields)] + list(conditions)
+        signed = self._signer().post_policy(conditions, self.utcnow() + self.offset, expires)
         return {'url': url, 'fields': dict(fields, **signed)}
 
     def public_url(self, key: str) -> str:

@@ -1614,7 +1614,7 @@ def test_error_text(memory, bucket):
     ('https://s3.to', True, True), ('https://amazonaws.com.s3.to', None, False)])
 def test_headers_of_put(endpoint, checksums, sent):
     seen, digest = [], hashlib.sha256(b'body').digest()
-    answer = SimpleNamespace(status=200, headers={'etag': '"e"'}, read=lambda limit: b'')
+    answer = SimpleNamespace(status=200, headers={'etag': '"e"'}, read=lambda *limits: b'')
     bucket = Bucket('bucket', source('a', 'b', 'token'), 'eu-west-1', endpoint, 'auto',
                     SimpleNamespace(send=lambda request, headers: seen.append(headers) or answer),
                     checksums)
@@ -1758,7 +1758,7 @@ def test_redirects_within_aws(location, follows):
         head = {'location': location} if len(asked) == 1 else {
             'etag': '"e"', 'content-length': '0'}
         return SimpleNamespace(status=307 if len(asked) == 1 else 200, headers=head, reason='',
-                               resent=False, remaining=0, read=lambda limit: b'')
+                               resent=False, remaining=0, read=lambda *limits: b'')
     bucket = Bucket('bkt', source('a', 's'), transport=SimpleNamespace(send=answer))
     with suppress(S3Error):
         bucket.head_object('key')
