@@ -1020,15 +1020,17 @@ class _Call:
         self.expect, self.read, self.until = expect, read, bucket.clock() + bucket.deadline
         self.request = functools.partial(Request, method, query=query, headers=headers, body=body,
                                          payload_hash=hashlib.sha256(body).hexdigest())
-        # The repairs tried, each once a call; (scheme, host, path) of a 307; who signed last.
-        self.mended, self.detour, self.signer = set(), None, None
+        # Who signed last, and by which clock; the repairs left; (scheme, host, path) of a 307.
+        self.signer, self.offset, self.detour = None, None, None
+        self.untried = dict.fromkeys(('region', 'clock', 'token'), True)
 
     def attempt(self) -> Any:
         """Return the Answer, unread if `expect` is 'stream'; what `read` makes of XML's root."""
-        bucket, self.signer = self.bucket, self.bucket._signer()
+        bucket = self.bucket
+        self.signer, self.offset = bucket._signer(), bucket.offset
         request = self.request(*self.detour or bucket._location(self.key))
-        answer = bucket.transport.send(
-            request, self.signer.sign(request, bucket.utcnow() + bucket.offset))
+        headers = self.signer.sign(request, bucket.utcnow() + self.offset)
+        answer = bucket.transport.send(request, headers)
         failed = answer.status not in (200, 204, 206)
         lacks = [name for name in self.NAMED.get(self.expect or self.method, ())
                  if not re.match(r'[\x20-\x7e]*\Z', answer.headers.get(name, '\0'))]
@@ -1074,56 +1076,49 @@ class _Call:
         return failure
 
     def mend(self, error: S3Error) -> bool:
-        """Repair the region, the clock, the token or the host if `error` names it; else False."""
-        for name in ('region', 'clock', 'token', 'host'):
-            if name not in self.mended and getattr(self, 'mend_' + name)(error):
-                self.mended.add(name)
-                return True
-        return False
+        """Repair what `error` names, each thing once a call, and tell whether that was done.
 
-    def mend_region(self, error: S3Error) -> bool:
-        """Sign for the region the answer names; the bucket remembers it."""
-        region, signed = error.facts.get('region'), self.signer.region
-        if error.status not in (301, 307, 400) or region in (None, signed):
-            return False
-        with contextlib.suppress(ValueError):  # what is no region of AWS's is none of its hosts'
+        The region, the clock, the token, or where a 307 points. HEAD has no body and so no code.
+        """
+        bucket, signer = self.bucket, self.signer
+        bare = error.status if self.method == 'HEAD' else 0
+        region, served = error.facts.get('region'), parse_http_date(error.facts.get('date'))
+        if error.status in (301, 307, 400) and region not in (None, signer.region):
+            return self.untried.pop('region', False) and self.mend_region(region)
+        # Compared with the offset it was signed with: another thread may have corrected it.
+        offset = served - bucket.utcnow() if served else self.offset
+        seconds = abs((offset - self.offset).total_seconds())
+        skewed = seconds > 1 and error.code == 'RequestTimeTooSkewed' or seconds > 900 and bare == 403
+        if skewed and abs(offset) < datetime.timedelta(days=1):
+            bucket.offset = offset
+            return self.untried.pop('clock', False)
+        if error.code in ('ExpiredToken', 'TokenRefreshRequired') or bare == 400:
+            return self.untried.pop('token', False) and bucket.credentials.renew(
+                signer.credentials)
+        return error.status == 307 and not self.detour and self.mend_host(
+            error.facts.get('location', ''))
+
+    def mend_region(self, region: str) -> bool:
+        """Sign for `region`; the bucket remembers it. False if AWS has none of that name."""
+        with contextlib.suppress(ValueError):
             if self.bucket._endpoint is None:
                 aws_endpoint(region)
             logger.warning('bucket %s is in region %s, not %s: URLs fail until region_name (AWS_S3'
-                           '_REGION_NAME) is set', self.bucket.name, region, signed)
+                           '_REGION_NAME) is set', self.bucket.name, region, self.signer.region)
             self.bucket.region = region
         return self.bucket.region == region
 
-    def mend_clock(self, error: S3Error) -> bool:
-        """Take the offset of this machine's clock from the answer's Date, if below a day."""
-        served = parse_http_date(error.facts.get('date'))
-        offset = served - self.bucket.utcnow() if served else self.bucket.offset
-        # Compared with the offset in use: this machine's clock may have been set right since.
-        seconds = abs((offset - self.bucket.offset).total_seconds())
-        skewed = seconds > 1 and error.code == 'RequestTimeTooSkewed' or (  # HEAD has no code
-            seconds > 900 and (self.method, error.status) == ('HEAD', 403))
-        if skewed and abs(offset) < datetime.timedelta(days=1):
-            self.bucket.offset = offset
-        return skewed and self.bucket.offset == offset
-
-    def mend_token(self, error: S3Error) -> bool:
-        """Ask for new credentials if these have expired."""
-        expired = (error.code in ('ExpiredToken', 'TokenRefreshRequired')
-                   or (self.method, error.status) == ('HEAD', 400))  # which has no code
-        return expired and self.bucket.credentials.renew(self.signer.credentials)
-
-    def mend_host(self, error: S3Error) -> bool:
-        """Go where a 307 points, below the endpoint's domain. No other Location is followed."""
+    def mend_host(self, location: str) -> bool:
+        """Go to `location` if it is below the endpoint's domain. No other one is followed."""
         scheme, host, path = self.bucket._location(self.key)
         domain = split_endpoint(self.bucket.endpoint)[1]
         with contextlib.suppress(ValueError):  # none, or none that a request can go to
-            to = urllib.parse.urlsplit(error.facts.get('location', ''))
+            to = urllib.parse.urlsplit(location)
             target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
             # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
             below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
-            if (error.status == 307 and to.scheme == scheme and below and self.key
-                    and to.path in (path, '/' + quote(self.key, '/'))  # with a bucket, without
-                    and not re.match(r'[\d.]+(:|\Z)', domain)):
+            if (to.scheme == scheme and below and not re.match(r'[\d.]+(:|\Z)', domain)
+                    and self.key and to.path in (path, '/' + quote(self.key, '/'))):
                 self.detour = scheme, target, to.path
         return self.detour is not None
 
