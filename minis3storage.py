@@ -963,7 +963,6 @@ class CredentialSource:
 ERROR_LIMIT = 64 * 1024        #: bytes of an error's body, and of one nobody needs
 XML_LIMIT = 8 * 1024 * 1024    #: bytes of a listing's page
 KEY_LIMIT = 1024               #: bytes of a key in UTF-8
-LEAST_TIME = 5                 #: seconds for an answer's XML, even when `deadline` is past
 
 #: An object in a listing: `size` in bytes, `etag` quoted, `last_modified` an aware datetime.
 Entry = collections.namedtuple('Entry', 'key size etag last_modified')
@@ -1008,27 +1007,29 @@ class _Call:
     #: What every answer of S3's has: a portal or a proxy that says 200 to everything has not.
     NAMED = {'stream': ('etag',), 'HEAD': ('etag', 'content-length'), 'PUT': ('etag',)}
 
-    def __init__(self, bucket, method, key, query=(), headers=(), body=b'', expect='', read=None):
+    def __init__(self, bucket, method, key, query=(), headers=(), body=b'', expect='',
+                 read=lambda answer: answer, new=False):
         # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
         if (not key and expect not in ('ListBucketResult', 'DeleteResult')
                 or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
             raise ValueError('neither a key nor the id of an upload may be empty')
-        headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
+        self.headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
+        if new:
+            self.headers['if-none-match'] = '*'
         if body or method in ('PUT', 'POST'):
-            headers['content-length'] = str(len(body))
+            self.headers['content-length'] = str(len(body))
+        self.asked = query, self.headers, body, hashlib.sha256(body).hexdigest()
         self.bucket, self.method, self.key = bucket, method, key
         self.expect, self.read, self.until = expect, read, bucket.clock() + bucket.deadline
-        self.request = functools.partial(Request, method, query=query, headers=headers, body=body,
-                                         payload_hash=hashlib.sha256(body).hexdigest())
-        # Who signed last, and by which clock; the repairs left; (scheme, host, path) of a 307.
+        # Who signed last, by which clock; (scheme, host, path) of a 307; the repairs left.
         self.signer, self.offset, self.detour = None, None, None
-        self.untried = dict.fromkeys(('region', 'clock', 'token'), True)
+        self.untried = {'region': True, 'clock': True, 'token': True, 'condition': new}
 
     def attempt(self) -> Any:
-        """Return the Answer, unread if `expect` is 'stream'; what `read` makes of XML's root."""
+        """Return the Answer, unread for a 'stream', or the XML's root, through `read`."""
         bucket = self.bucket
         self.signer, self.offset = bucket._signer(), bucket.offset
-        request = self.request(*self.detour or bucket._location(self.key))
+        request = Request(self.method, *self.detour or bucket._location(self.key), *self.asked)
         headers = self.signer.sign(request, bucket.utcnow() + self.offset)
         answer = bucket.transport.send(request, headers)
         failed = answer.status not in (200, 204, 206)
@@ -1037,8 +1038,9 @@ class _Call:
         if self.expect == 'stream' and not failed and not lacks:
             return answer
         try:
-            root = parse_xml(answer.read(XML_LIMIT if self.read and not failed else ERROR_LIMIT,
-                                         max(self.until - bucket.clock(), LEAST_TIME)))
+            # At least 5 s: even where `deadline` allows no second attempt the first is understood.
+            root = parse_xml(answer.read(XML_LIMIT if self.expect and not failed else ERROR_LIMIT,
+                                         max(self.until - bucket.clock(), 5)))
         except (S3Error, ValueError) as error:  # it broke off, or was too much; it is no XML
             if isinstance(error, S3Error) and not failed and not lacks:
                 raise
@@ -1046,12 +1048,12 @@ class _Call:
         if failed or root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
             raise self.error(answer, answer.status if failed else 500, root)
         # Fact: rclone names the answer to CreateMultipartUpload without "Result".
-        fits = (root.tag in (self.expect, self.expect[:-len('Result')]) if self.read else
+        fits = (root.tag in (self.expect, self.expect[:-len('Result')]) if self.expect else
                 self.method != 'DELETE' or 'html' not in answer.headers.get('content-type', ''))
         try:
             if lacks or not fits:
                 raise ValueError('without %s' % (lacks or self.expect or 'need'))
-            return self.read(root) if self.read else answer
+            return self.read(root if self.expect else answer)
         except (TypeError, ValueError) as error:
             raise S3Error(errno.EBADMSG, '%s answered %.40r, %s: is that S3?' % (
                 request.host, root.tag, printable(error)), self.key or bucket.name) from None
@@ -1078,48 +1080,49 @@ class _Call:
     def mend(self, error: S3Error) -> bool:
         """Repair what `error` names, each thing once a call, and tell whether that was done.
 
-        The region, the clock, the token, or where a 307 points. HEAD has no body and so no code.
+        The region, the clock, the token, a condition the server does not know, or where a 307
+        points: no other Location is followed. A HEAD has no body and so no code.
         """
-        bucket, signer = self.bucket, self.signer
+        bucket, facts, code = self.bucket, error.facts, error.code
         bare = error.status if self.method == 'HEAD' else 0
-        region, served = error.facts.get('region'), parse_http_date(error.facts.get('date'))
-        if error.status in (301, 307, 400) and region not in (None, signer.region):
-            return self.untried.pop('region', False) and self.mend_region(region)
-        # Compared with the offset it was signed with: another thread may have corrected it.
-        offset = served - bucket.utcnow() if served else self.offset
-        seconds = abs((offset - self.offset).total_seconds())
-        skewed = seconds > 1 and error.code == 'RequestTimeTooSkewed' or seconds > 900 and bare == 403
-        if skewed and abs(offset) < datetime.timedelta(days=1):
-            bucket.offset = offset
-            return self.untried.pop('clock', False)
-        if error.code in ('ExpiredToken', 'TokenRefreshRequired') or bare == 400:
-            return self.untried.pop('token', False) and bucket.credentials.renew(
-                signer.credentials)
-        return error.status == 307 and not self.detour and self.mend_host(
-            error.facts.get('location', ''))
-
-    def mend_region(self, region: str) -> bool:
-        """Sign for `region`; the bucket remembers it. False if AWS has none of that name."""
-        with contextlib.suppress(ValueError):
-            if self.bucket._endpoint is None:
-                aws_endpoint(region)
-            logger.warning('bucket %s is in region %s, not %s: URLs fail until region_name (AWS_S3'
-                           '_REGION_NAME) is set', self.bucket.name, region, self.signer.region)
-            self.bucket.region = region
-        return self.bucket.region == region
+        region, served = facts.get('region'), parse_http_date(facts.get('date'))
+        with contextlib.suppress(ValueError):  # what it names may be no region of AWS's, no host
+            if (error.status in (301, 307, 400) and region not in (None, self.signer.region)
+                    and self.untried.pop('region', False)):
+                if bucket._endpoint is None:
+                    aws_endpoint(region)
+                logger.warning('bucket %s is in region %s, not %s: URLs fail till region_name (AWS_'
+                               'S3_REGION_NAME) is set', bucket.name, region, self.signer.region)
+                bucket.region = region
+                return True
+            # Compared with the offset it was signed with: another thread may have corrected it.
+            offset = served - bucket.utcnow() if served else self.offset
+            off = abs((offset - self.offset).total_seconds())
+            if (off > 900 and bare == 403 or off > 1 and code == 'RequestTimeTooSkewed') and (
+                    abs(offset) < datetime.timedelta(days=1) and self.untried.pop('clock', False)):
+                bucket.offset = offset
+                return True
+            if (bare == 400 or code in ('ExpiredToken', 'TokenRefreshRequired')) and (
+                    self.untried.pop('token', False)):
+                return bucket.credentials.renew(self.signer.credentials)
+            if error.status == 501 and self.untried.pop('condition', False):
+                del self.headers['if-none-match']
+                return True
+            return error.status == 307 and not self.detour and self.mend_host(
+                facts.get('location', ''))
+        return False
 
     def mend_host(self, location: str) -> bool:
-        """Go to `location` if it is below the endpoint's domain. No other one is followed."""
+        """Go to `location` if it is this object's below the endpoint's domain, else False."""
         scheme, host, path = self.bucket._location(self.key)
         domain = split_endpoint(self.bucket.endpoint)[1]
-        with contextlib.suppress(ValueError):  # none, or none that a request can go to
-            to = urllib.parse.urlsplit(location)
-            target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
-            # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
-            below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
-            if (to.scheme == scheme and below and not re.match(r'[\d.]+(:|\Z)', domain)
-                    and self.key and to.path in (path, '/' + quote(self.key, '/'))):
-                self.detour = scheme, target, to.path
+        to = urllib.parse.urlsplit(location)
+        target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
+        # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
+        below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
+        if (to.scheme == scheme and below and not re.match(r'[\d.]+(:|\Z)', domain)
+                and self.key and to.path in (path, '/' + quote(self.key, '/'))):
+            self.detour = scheme, target, to.path
         return self.detour is not None
 
 
@@ -1152,12 +1155,9 @@ class Bucket:
     @property
     def endpoint(self) -> str:
         """The endpoint in use; a region's label in AWS's hosts follows a corrected region."""
-        if self._endpoint is None:
-            return aws_endpoint(self.region)
-        named = endpoint_region(self._endpoint)
-        if named and is_aws(split_endpoint(self._endpoint)[1]):
-            return re.sub(r'(?i)\b%s\b' % named, self.region, self._endpoint, count=1)
-        return self._endpoint
+        endpoint = aws_endpoint(self.region) if self._endpoint is None else self._endpoint
+        named = is_aws(split_endpoint(endpoint)[1]) and endpoint_region(endpoint)
+        return re.sub(r'(?i)\b%s\b' % named, self.region, endpoint, count=1) if named else endpoint
 
     def address(self) -> Address:
         """Return where requests go; vanity shapes URLs alone."""
@@ -1179,7 +1179,9 @@ class Bucket:
     def _call(self, *asked, **more):
         """Return what `_Call.attempt` does, after as many attempts as it takes."""
         call = _Call(self, *asked, **more)
-        return self._retry(call.attempt, split_endpoint(self.endpoint)[1], call.mend)
+        result = self._retry(call.attempt, split_endpoint(self.endpoint)[1], call.mend)
+        self._ignores_conditions |= 'condition' not in call.untried  # all went well without one
+        return result
 
     def head_object(self, key: str, headers=()) -> Message:
         """Return the answer's headers; get() ignores case. NoSuchKey also for a missing bucket.
@@ -1218,20 +1220,19 @@ class Bucket:
             headers['x-amz-checksum-sha256'] = base64.b64encode(
                 hashlib.sha256(body).digest()).decode()
 
-        def put(condition):
-            return self._call('PUT', key, (), dict(headers, **condition), body).headers['etag']
+        put = functools.partial(self._call, 'PUT', key, (), headers, body,
+                                read=lambda answer: answer.headers['etag'])
         return self._settled(put, if_none_match, key, body, '', sse_headers(headers))
 
     def _settled(self, write, if_none_match, key, hashed, suffix, headers=()):
-        """Return the ETag of `write(condition)`; if that is answered 501, without a condition.
+        """Return the ETag that `write` does. A lost answer is settled by looking, never guessed.
 
-        A lost answer is settled by looking, never guessed: it was us if the object has the ETag
-        that the MD5 of `hashed` and `suffix` make, and by the server's clock came after our start.
+        It was us if the object has the ETag that the MD5 of `hashed` and `suffix` make, and came,
+        by the server's own clock, after we began.
         """
         started, head = self.clock(), {}
-        condition = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
         try:
-            return write(condition)
+            return write(new=if_none_match and not self._ignores_conditions)
         except (NoSuchUpload, PreconditionFailed) as error:
             digest = md5(hashed) if error.uncertain and hashed is not None else None
             etag = digest and '"%s%s"' % (digest.hexdigest(), suffix)
@@ -1243,12 +1244,6 @@ class Bucket:
                     or (served - stored).total_seconds() > self.clock() - started + 2):
                 raise
             return etag
-        except S3Error as error:
-            if error.status != 501 or not condition:
-                raise
-        etag = self._settled(write, False, key, hashed, suffix, headers)
-        self._ignores_conditions = True  # it was the condition: without it all went well
-        return etag
 
     def delete_object(self, key: str) -> None:
         """Delete the object; no error if there is none.
@@ -1364,12 +1359,10 @@ class Bucket:
         known = re.match(r'("[0-9a-f]{32}")+\Z', ''.join(etags))
         hashed = bytes.fromhex(known.group().replace('"', '')) if known else None
 
-        def complete(condition):
-            headers = dict(condition, **{'content-type': 'application/xml'})
-            etag = self._call('POST', key, [('uploadId', upload_id)], headers, body,
-                              'CompleteMultipartUploadResult',
-                              lambda root: root.findtext('ETag', '').strip('"'))
-            return etag and '"%s"' % etag  # Fact: Ceph's answer to a repetition has no quotes
+        complete = functools.partial(
+            self._call, 'POST', key, [('uploadId', upload_id)], {'content-type': 'application/xml'},
+            body, 'CompleteMultipartUploadResult',  # Fact: Ceph repeats its answer without quotes
+            lambda root: re.sub('^"?([^"]+)"?$', r'"\1"', root.findtext('ETag', '')))
         return self._settled(complete, if_none_match, key, hashed, '-%d' % len(etags))
 
     def abort_multipart_upload(self, key: str, upload_id: str) -> None:
@@ -1412,8 +1405,8 @@ class Bucket:
         """
         url = self.public_url(key)[:-len(quote(key, '/'))]
         fields = dict(fields or {}, key=key)
-        conditions = [{'bucket': self.name}] + [
-            {name: fields[name]} for name in sorted(fields)] + list(conditions)
+        exact = dict(fields, bucket=self.name)
+        conditions = [{name: exact[name]} for name in sorted(exact)] + list(conditions)
         signed = self._signer().post_policy(conditions, self.utcnow() + self.offset, expires)
         return {'url': url, 'fields': dict(fields, **signed)}
 
