@@ -228,8 +228,13 @@ def parse_iso_date(text: str) -> datetime.datetime:
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
+    room = 100000  # elements: a page of 1,000 keys has some 10,000, its 8 MiB hold two millions
+
     # S3-alikes differ in the namespace: drop it rather than match it.
     def start(self, tag, attrs):
+        self.room -= 1
+        if not self.room:
+            raise ValueError('XML of too many elements is refused')
         return super().start(tag.rpartition('}')[2], attrs)
 
     # Entities are declared in a DOCTYPE; without one nothing can expand or be fetched.
@@ -1006,6 +1011,7 @@ class _Call:
 
     #: What every answer of S3's has: a portal or a proxy that says 200 to everything has not.
     NAMED = {'stream': ('etag',), 'HEAD': ('etag', 'content-length'), 'PUT': ('etag',)}
+    LEAST = 5  #: seconds for an answer's XML even when `deadline` is past: 0 is one attempt
 
     def __init__(self, bucket, method, key, query=(), headers=(), body=b'', expect='',
                  read=lambda answer: answer, new=False):
@@ -1038,9 +1044,8 @@ class _Call:
         if self.expect == 'stream' and not failed and not lacks:
             return answer
         try:
-            # At least 5 s: even where `deadline` allows no second attempt the first is understood.
             root = parse_xml(answer.read(XML_LIMIT if self.expect and not failed else ERROR_LIMIT,
-                                         max(self.until - bucket.clock(), 5)))
+                                         max(self.until - bucket.clock(), self.LEAST)))
         except (S3Error, ValueError) as error:  # it broke off, or was too much; it is no XML
             if isinstance(error, S3Error) and not failed and not lacks:
                 raise
@@ -1083,16 +1088,16 @@ class _Call:
         The region, the clock, the token, a condition the server does not know, or where a 307
         points: no other Location is followed. A HEAD has no body and so no code.
         """
-        bucket, facts, code = self.bucket, error.facts, error.code
+        bucket, signer, facts, code = self.bucket, self.signer, error.facts, error.code
         bare = error.status if self.method == 'HEAD' else 0
         region, served = facts.get('region'), parse_http_date(facts.get('date'))
         with contextlib.suppress(ValueError):  # what it names may be no region of AWS's, no host
-            if (error.status in (301, 307, 400) and region not in (None, self.signer.region)
+            if (error.status in (301, 307, 400) and region not in (None, signer.region)
                     and self.untried.pop('region', False)):
                 if bucket._endpoint is None:
                     aws_endpoint(region)
-                logger.warning('bucket %s is in region %s, not %s: URLs fail till region_name (AWS_'
-                               'S3_REGION_NAME) is set', bucket.name, region, self.signer.region)
+                logger.warning('bucket %s is in region %s, not %s: URLs fail until region_name '
+                               '(AWS_S3_REGION_NAME) is set', bucket.name, region, signer.region)
                 bucket.region = region
                 return True
             # Compared with the offset it was signed with: another thread may have corrected it.
@@ -1104,7 +1109,7 @@ class _Call:
                 return True
             if (bare == 400 or code in ('ExpiredToken', 'TokenRefreshRequired')) and (
                     self.untried.pop('token', False)):
-                return bucket.credentials.renew(self.signer.credentials)
+                return bucket.credentials.renew(signer.credentials)
             if error.status == 501 and self.untried.pop('condition', False):
                 del self.headers['if-none-match']
                 return True
@@ -1135,7 +1140,8 @@ class Bucket:
     text of 1 to 1,024 bytes of UTF-8; "." and ".." segments are a ValueError in path style and in
     URLs, since clients and proxies resolve them. Clock, sleep and randomness are arguments.
 
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html
+    S3 describes `head_object`, and so each operation by its name (list_objects: ListObjectsV2), at
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
     """
 
     def __init__(self, name: str, credentials: CredentialSource, region='us-east-1', endpoint=None,
@@ -1184,10 +1190,7 @@ class Bucket:
         return result
 
     def head_object(self, key: str, headers=()) -> Message:
-        """Return the answer's headers; get() ignores case. NoSuchKey also for a missing bucket.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
-        """
+        """Return the answer's headers; get() ignores case. NoSuchKey also for a missing bucket."""
         return self._call('HEAD', key, headers=headers).headers
 
     def get_object(self, key: str, start=None, stop=None, if_match='', headers=()) -> Answer:
@@ -1196,8 +1199,6 @@ class Bucket:
         206 with Content-Range for a range, 200 where the server ignores it. S3Error with status
         416 when it begins past the end, which is everywhere in an empty object.
         PreconditionFailed if its ETag is not `if_match`.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
         """
         headers = Headers(headers)
         if start is not None or stop is not None:
@@ -1212,14 +1213,11 @@ class Bucket:
         With `if_none_match` PreconditionFailed, a FileExistsError, if the key is taken, where
         the server honours the condition: some ignore it, so look first. A 412 to a request that
         was repeated because its answer was lost is settled by a look at the object.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
         """
         headers = Headers(headers)
         if self.checksums or self.checksums is None and is_aws(self.address().host):
             headers['x-amz-checksum-sha256'] = base64.b64encode(
                 hashlib.sha256(body).digest()).decode()
-
         put = functools.partial(self._call, 'PUT', key, (), headers, body,
                                 read=lambda answer: answer.headers['etag'])
         return self._settled(put, if_none_match, key, body, '', sse_headers(headers))
@@ -1246,10 +1244,7 @@ class Bucket:
             return etag
 
     def delete_object(self, key: str) -> None:
-        """Delete the object; no error if there is none.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html
-        """
+        """Delete the object; no error if there is none."""
         self._call('DELETE', key)
 
     def delete_objects(self, keys: Iterable[str]) -> None:
@@ -1257,8 +1252,6 @@ class Bucket:
 
         S3Error if some could not be deleted: it names the first, and how many. ValueError for
         keys that XML cannot hold.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
         """
         keys = list(keys)
         if not 1 <= len(keys) <= 1000 or not all(keys):
@@ -1282,8 +1275,6 @@ class Bucket:
 
         Whole or an error: an S3Error for an answer that is none, a page that says there are more
         but not where, a token that comes again, a key outside `prefix`.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         """
         query = [('list-type', '2'), ('encoding-type', 'url'), ('max-keys', str(page_size)),
                  ('prefix', prefix), ('delimiter', delimiter)]
@@ -1318,10 +1309,7 @@ class Bucket:
         return Listing(contents, prefixes), token
 
     def create_multipart_upload(self, key: str, headers=()) -> str:
-        """Begin an upload in parts, return its id. It is there, and paid for, until ended.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
-        """
+        """Begin an upload in parts, return its id. It is there, and paid for, until ended."""
         upload_id = self._call('POST', key, [('uploads', '')], headers, b'',
                                'InitiateMultipartUploadResult',
                                lambda root: root.findtext('UploadId'))
@@ -1335,8 +1323,6 @@ class Bucket:
 
         Every part but the last has 5 MiB to 5 GiB. Sending a number again replaces it.
         NoSuchUpload, an S3Error, means the upload was completed or aborted.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html
         """
         if not 1 <= part_number <= 10000:
             raise ValueError('a part number is 1 to 10,000, not %r' % part_number)
@@ -1349,8 +1335,6 @@ class Bucket:
 
         Fact: Ceph answers an empty ETag, and ignores the condition. When the answer was lost and
         a repetition finds no upload, or the key taken, the object is looked at.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
         """
         etags = list(etags)
         body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
@@ -1358,10 +1342,10 @@ class Bucket:
             for number, etag in enumerate(etags, 1))).encode()
         known = re.match(r'("[0-9a-f]{32}")+\Z', ''.join(etags))
         hashed = bytes.fromhex(known.group().replace('"', '')) if known else None
-
         complete = functools.partial(
-            self._call, 'POST', key, [('uploadId', upload_id)], {'content-type': 'application/xml'},
-            body, 'CompleteMultipartUploadResult',  # Fact: Ceph repeats its answer without quotes
+            self._call, 'POST', key, [('uploadId', upload_id)],
+            {'content-type': 'application/xml'}, body, 'CompleteMultipartUploadResult',
+            # Fact: Ceph repeats its answer without quotes.
             lambda root: re.sub('^"?([^"]+)"?$', r'"\1"', root.findtext('ETag', '')))
         return self._settled(complete, if_none_match, key, hashed, '-%d' % len(etags))
 
@@ -1369,17 +1353,12 @@ class Bucket:
         """Drop an upload and its parts; no error if it is gone.
 
         Parts still on their way when it is sent may stay: join them first, then `list_parts`.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
         """
         with contextlib.suppress(NoSuchUpload):
             self._call('DELETE', key, [('uploadId', upload_id)])
 
     def list_parts(self, key: str, upload_id: str) -> list:
-        """Return [(part number, ETag, size)] of the first 1,000 parts; [] if there are none.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
-        """
+        """Return [(part number, ETag, size)] of the first 1,000 parts; [] if there are none."""
         with contextlib.suppress(NoSuchUpload, NoSuchKey):  # Fact: Ceph answers NoSuchKey here
             return self._call(
                 'GET', key, [('uploadId', upload_id)], expect='ListPartsResult',
