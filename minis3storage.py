@@ -1211,8 +1211,7 @@ class Bucket:
         """Store `body`, at most 5 GiB, return its ETag, quoted.
 
         With `if_none_match` PreconditionFailed, a FileExistsError, if the key is taken, where
-        the server honours the condition: some ignore it, so look first. A 412 to a request that
-        was repeated because its answer was lost is settled by a look at the object.
+        the server honours the condition: some ignore it, so look first.
         """
         headers = Headers(headers)
         if self.checksums or self.checksums is None and is_aws(self.address().host):
@@ -1225,8 +1224,8 @@ class Bucket:
     def _settled(self, write, if_none_match, key, hashed, suffix, headers=()):
         """Return the ETag that `write` does. A lost answer is settled by looking, never guessed.
 
-        It was us if the object has the ETag that the MD5 of `hashed` and `suffix` make, and came,
-        by the server's own clock, after we began.
+        A repetition that finds the key taken, or no upload, may have met our own object: it has
+        the ETag of `suffix` and the MD5 of `hashed`, and came, by the server's clock, after us.
         """
         started, head = self.clock(), {}
         try:
@@ -1333,8 +1332,7 @@ class Bucket:
                                   if_none_match: bool = False) -> str:
         """Make the object of parts 1, 2, ... with these `etags`, return its ETag or ''.
 
-        Fact: Ceph answers an empty ETag, and ignores the condition. When the answer was lost and
-        a repetition finds no upload, or the key taken, the object is looked at.
+        Fact: Ceph answers an empty ETag, and ignores the condition.
         """
         etags = list(etags)
         body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
