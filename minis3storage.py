@@ -1028,7 +1028,7 @@ class _Call:
         self.bucket, self.method, self.key = bucket, method, key
         self.expect, self.read, self.until = expect, read, bucket.clock() + bucket.deadline
         # Who signed last, by which clock; (scheme, host, path) of a 307; the repairs left.
-        self.signer, self.offset, self.detour = None, None, None
+        self.signer, self.offset, self.detour = None, bucket.offset, None
         self.untried = {'region': True, 'clock': True, 'token': True, 'condition': new}
 
     def attempt(self) -> Any:
