@@ -209,7 +209,12 @@ def parse_iso_date(text: str) -> datetime.datetime:
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
+    room = 100000  # elements: a page of 1,000 keys has some 10,000, its 8 MiB hold two millions
+
     def start(self, tag, attrs):  # S3-alikes differ in the namespace: drop it, not match it
+        self.room -= 1
+        if not self.room:
+            raise ValueError('XML of too many elements is refused')
         return super().start(tag.rpartition('}')[2], attrs)
 
     def doctype(self, name, pubid, system):  # without one no entity can expand or be fetched
@@ -537,6 +542,10 @@ class _Lines(io.BufferedReader):
         self.count = 0  # a chunk: the lines after it, and those of the trailer, count anew
         return super().readinto(buffer)
 
+    def read1(self, size=-1):
+        self.count = 0
+        return super().read1(size)
+
 
 class _Response(http.client.HTTPResponse):
     """http.client's response, refused by HTTPException if its length cannot be understood."""
@@ -610,14 +619,19 @@ class Answer:
 
     __del__ = close
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill `buffer`, return how many bytes; 0 ends a whole body, else it is Unreachable."""
+    def readinto(self, buffer: memoryview, fill: bool = True) -> int:
+        """Fill `buffer`, return how many bytes; 0 ends a whole body, else it is Unreachable.
+
+        Not `fill`: what one read of the socket brings will do.
+        """
         if self._connection is None:
             return 0
         why = 'the connection ended %s bytes before the body' % self.remaining
         try:
-            count = self._response.readinto(buffer[:self.remaining])
-            self.remaining = self._response.length
+            read = self._response.readinto if fill else self._response.readinto1
+            count = read(buffer[:self.remaining])
+            if self.remaining is not None:
+                self.remaining -= count
             if self.remaining == 0 or self.remaining is None and not count:
                 self.close(reuse=True)
             if count or self._connection is None:
@@ -628,11 +642,18 @@ class Answer:
         # Raised out here, so that no frame of http.client hangs on it: they hold the headers.
         raise Unreachable(errno.ECONNRESET, why)
 
-    def read(self, limit: int) -> bytes:
-        """Return the whole body. One of more than `limit` bytes is an S3Error, unread."""
-        body, piece = bytearray(), memoryview(bytearray(min(limit + 1, SLICE)))
+    def read(self, limit: int, seconds: float = float('inf')) -> bytes:
+        """Return the whole body. One of more than `limit` bytes is an S3Error, unread.
+
+        Unreachable once it took `seconds`, however steadily it drips.
+        """
+        body, end = bytearray(), time.monotonic() + seconds
+        piece = memoryview(bytearray(min(limit + 1, SLICE)))
         while len(body) + (self.remaining or 0) <= limit:
-            count = self.readinto(piece)
+            if time.monotonic() > end:
+                self.close()
+                raise Unreachable(errno.ETIMEDOUT, 'no whole body in %d seconds' % seconds)
+            count = self.readinto(piece, fill=False)
             if not count:
                 return bytes(body)
             body += piece[:count]
@@ -950,47 +971,57 @@ class _Call:
     """
 
     #: What every answer of S3's has: a portal or a proxy that says 200 to everything has not.
-    NAMED = {'GET': ('etag',), 'HEAD': ('etag', 'content-length'), 'PUT': ('etag',)}
+    NAMED = {'stream': ('etag',), 'HEAD': ('etag', 'content-length'), 'PUT': ('etag',)}
+    LEAST = 5  #: seconds for an answer's XML even when `deadline` is past: 0 is one attempt
 
-    def __init__(self, bucket, method, key, query, headers, body, expect):
-        self.bucket, self.method, self.key, self.expect = bucket, method, key, expect
-        self.request = functools.partial(Request, method, query=query, headers=headers, body=body,
-                                         payload_hash=hashlib.sha256(body).hexdigest())
-        # The repairs tried, each once a call; (scheme, host, path) of a 307; who signed last.
-        self.mended, self.detour, self.signer = set(), None, None
+    def __init__(self, bucket, method, key, query=(), headers=(), body=b'', expect='',
+                 read=lambda answer: answer, new=False):
+        # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
+        if (not key and expect not in ('ListBucketResult', 'DeleteResult')
+                or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
+            raise ValueError('neither a key nor the id of an upload may be empty')
+        self.headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
+        if new:
+            self.headers['if-none-match'] = '*'
+        if body or method in ('PUT', 'POST'):
+            self.headers['content-length'] = str(len(body))
+        self.asked = query, self.headers, body, hashlib.sha256(body).hexdigest()
+        self.bucket, self.method, self.key = bucket, method, key
+        self.expect, self.read, self.until = expect, read, bucket.clock() + bucket.deadline
+        # Who signed last, by which clock; (scheme, host, path) of a 307; the repairs left.
+        self.signer, self.offset, self.detour = None, bucket.offset, None
+        self.untried = {'region': True, 'clock': True, 'token': True, 'condition': new}
 
     def attempt(self) -> Any:
-        """Return what `expect` says: 'stream' an unread Answer, '' one read, a tag its element."""
-        bucket, self.signer = self.bucket, self.bucket._signer()
-        request = self.request(*self.detour or bucket._location(self.key))
+        """Return the Answer, unread for a 'stream', or the XML's root, through `read`."""
+        bucket = self.bucket
+        self.signer, self.offset = bucket._signer(), bucket.offset
+        request = Request(self.method, *self.detour or bucket._location(self.key), *self.asked)
         answer = bucket.transport.send(request, self.signer.sign(request, bucket.now()))
         failed = answer.status not in (200, 204, 206)
-        plain = self.expect in ('', 'stream')  # no XML is awaited
-        named = self.NAMED.get(self.method, ()) if plain else ()
-        lacks = [name for name in named if name not in answer.headers]
+        lacks = [name for name in self.NAMED.get(self.expect or self.method, ())
+                 if not re.match(r'[\x20-\x7e]*\Z', answer.headers.get(name, '\0'))]
         if self.expect == 'stream' and not failed and not lacks:
             return answer
-        stray = self.method == 'DELETE' and 'html' in answer.headers.get('content-type', '')
-        root = self.xml(answer, failed)
+        try:
+            root = parse_xml(answer.read(XML_LIMIT if self.expect and not failed else ERROR_LIMIT,
+                                         max(self.until - bucket.clock(), self.LEAST)))
+        except (S3Error, ValueError) as error:  # it broke off, or was too much; it is no XML
+            if isinstance(error, S3Error) and not failed and not lacks:
+                raise
+            root = ElementTree.Element(str(error))
         if failed or root.tag == 'Error':  # Fact: S3 may answer 200 and fail later
             raise self.error(answer, answer.status if failed else 500, root)
         # Fact: rclone names the answer to CreateMultipartUpload without "Result".
-        if (not lacks and not stray if plain else
-                root.tag in (self.expect, self.expect[:-len('Result')])):
-            return root if self.expect else answer
-        raise S3Error(errno.EBADMSG, '%s answered %.40r without %s: is that S3?' % (
-            request.host, root.tag, lacks or self.expect or 'need'), self.key)
-
-    def xml(self, answer: Answer, failed: bool) -> ElementTree.Element:
-        """Return the root element of the body; an empty one named as what came, if no XML did."""
+        fits = (root.tag in (self.expect, self.expect[:-len('Result')]) if self.expect else
+                self.method != 'DELETE' or 'html' not in answer.headers.get('content-type', ''))
         try:
-            return parse_xml(answer.read(XML_LIMIT if self.expect and not failed else ERROR_LIMIT))
-        except ValueError as error:
-            return ElementTree.Element(str(error))
-        except S3Error:  # it broke off, or was too much
-            if not failed:
-                raise
-            return ElementTree.Element('Error')  # the status has to do
+            if lacks or not fits:
+                raise ValueError('without %s' % (lacks or self.expect or 'need'))
+            return self.read(root if self.expect else answer)
+        except (TypeError, ValueError) as error:
+            raise S3Error(errno.EBADMSG, '%s answered %.40r, %s: is that S3?' % (
+                request.host, root.tag, printable(error)), self.key or bucket.name) from None
 
     def error(self, answer: Answer, status: int, root: ElementTree.Element) -> S3Error:
         """Return the exception for `answer`, taken as one of `status`, with `root` in its body."""
@@ -1012,62 +1043,51 @@ class _Call:
         return failure
 
     def mend(self, error: S3Error) -> bool:
-        """Repair the region, the clock, the token or the host if `error` names it; else False."""
-        for kind in (self.mend_region, self.mend_clock, self.mend_token, self.mend_host):
-            if kind.__name__ not in self.mended and kind(error):
-                self.mended.add(kind.__name__)
+        """Repair what `error` names, each thing once a call, and tell whether that was done.
+
+        The region, the clock, the token, a condition the server does not know, or where a 307
+        points: no other Location is followed. A HEAD has no body and so no code.
+        """
+        bucket, signer, facts, code = self.bucket, self.signer, error.facts, error.code
+        bare = error.status if self.method == 'HEAD' else 0
+        region, served = facts.get('region'), parse_http_date(facts.get('date'))
+        with contextlib.suppress(ValueError):  # what it names may be no region of AWS's, no host
+            if (error.status in (301, 307, 400) and region not in (None, signer.region)
+                    and self.untried.pop('region', False)):
+                if bucket._endpoint is None:
+                    aws_endpoint(region)
+                logger.warning('bucket %s is in region %s, not %s: URLs fail until region_name '
+                               '(AWS_S3_REGION_NAME) is set', bucket.name, region, signer.region)
+                bucket.region = region
                 return True
+            # Compared with the offset it was signed with: another thread may have corrected it.
+            offset = served - bucket.utcnow() if served else self.offset
+            off = abs((offset - self.offset).total_seconds())
+            if (off > 900 and bare == 403 or off > 1 and code == 'RequestTimeTooSkewed') and (
+                    abs(offset) < datetime.timedelta(days=1) and self.untried.pop('clock', False)):
+                bucket.offset = offset
+                return True
+            if (bare == 400 or code in ('ExpiredToken', 'TokenRefreshRequired')) and (
+                    self.untried.pop('token', False)):
+                return bucket.credentials.renew(signer.credentials)
+            if error.status == 501 and self.untried.pop('condition', False):
+                del self.headers['if-none-match']
+                return True
+            return error.status == 307 and not self.detour and self.mend_host(
+                facts.get('location', ''))
         return False
 
-    def mend_region(self, error: S3Error) -> bool:
-        """Sign for the region the answer names; the bucket remembers it."""
-        region = error.facts.get('region')
-        named = error.status in (301, 307) or error.status == 400 and error.code in (
-            '', 'AuthorizationHeaderMalformed', 'IllegalLocationConstraintException')
-        if not named or region in (None, self.signer.region):
-            return False
-        with contextlib.suppress(ValueError):  # what is no region of AWS's is none of its hosts'
-            if self.bucket._endpoint is None:
-                aws_endpoint(region)
-            logger.warning('bucket %s is in region %s, not %s: URLs fail until region_name (AWS_S3'
-                           '_REGION_NAME) is set', self.bucket.name, region, self.signer.region)
-            self.bucket.region = region
-            return True
-        return False
-
-    def mend_clock(self, error: S3Error) -> bool:
-        """Take the offset of this machine's clock from the answer's Date, if below a day."""
-        served = parse_http_date(error.facts.get('date'))
-        offset = served - self.bucket.utcnow() if served else self.bucket.offset
-        # Compared with the offset in use: this machine's clock may have been set right since.
-        seconds = abs((offset - self.bucket.offset).total_seconds())
-        skewed = error.code == 'RequestTimeTooSkewed' or (  # HEAD has no body and so no code
-            self.method == 'HEAD' and error.status == 403 and seconds > 900)
-        mended = skewed and seconds > 1 and abs(offset) < datetime.timedelta(days=1)
-        if mended:
-            self.bucket.offset = offset
-        return mended
-
-    def mend_token(self, error: S3Error) -> bool:
-        """Ask for new credentials if these have expired."""
-        expired = error.code in ('ExpiredToken', 'TokenRefreshRequired') or (
-            self.method == 'HEAD' and error.status == 400 and not error.code
-            and bool(self.signer.credentials.session_token))
-        return expired and self.bucket.credentials.renew(self.signer.credentials)
-
-    def mend_host(self, error: S3Error) -> bool:
-        """Go where a 307 points, below the endpoint's domain. No other Location is followed."""
+    def mend_host(self, location: str) -> bool:
+        """Go to `location` if it is this object's below the endpoint's domain, else False."""
         scheme, host, path = self.bucket._location(self.key)
         domain = split_endpoint(self.bucket.endpoint)[1]
-        short = '/' + path[len(path) - len(quote(self.key, '/')):]  # without the bucket
-        with contextlib.suppress(ValueError):  # none, or none that a request can go to
-            to = urllib.parse.urlsplit(error.facts.get('location', ''))
-            target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
-            # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
-            below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
-            if (error.status == 307 and to.scheme == scheme and below and to.path in (path, short)
-                    and self.key and not re.match(r'[\d.]+(:|\Z)', domain)):
-                self.detour = scheme, target, to.path
+        to = urllib.parse.urlsplit(location)
+        target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
+        # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
+        below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
+        if (to.scheme == scheme and below and not re.match(r'[\d.]+(:|\Z)', domain)
+                and self.key and to.path in (path, '/' + quote(self.key, '/'))):
+            self.detour = scheme, target, to.path
         return self.detour is not None
 
 
@@ -1080,7 +1100,8 @@ class Bucket:
     text of 1 to 1,024 bytes of UTF-8; "." and ".." segments are a ValueError in path style and in
     URLs, since clients and proxies resolve them. Clock, sleep and randomness are arguments.
 
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html
+    S3 describes `head_object`, and so each operation by its name (list_objects: ListObjectsV2), at
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
     """
 
     def __init__(self, name: str, credentials: CredentialSource, region='us-east-1', endpoint=None,
@@ -1092,7 +1113,7 @@ class Bucket:
         self.region, self.offset = region, datetime.timedelta()  # corrected when S3 says so
         # Nobody named the region (set by S3Storage, for url()); conditions were answered 501.
         self.region_guessed = self._ignores_conditions = False
-        self._endpoint, self.checksums = endpoint, checksums
+        self._endpoint, self.checksums, self.deadline = endpoint, checksums, deadline
         self.transport, self.utcnow, self.clock = transport or Transport(), utcnow, clock
         self._retry = functools.partial(retry, max_attempts=max_attempts, deadline=deadline,
                                         clock=clock, sleep=sleep, rand=rand)
@@ -1102,12 +1123,9 @@ class Bucket:
     @property
     def endpoint(self) -> str:
         """The endpoint in use; a region's label in AWS's hosts follows a corrected region."""
-        if self._endpoint is None:
-            return aws_endpoint(self.region)
-        named = endpoint_region(self._endpoint)
-        if named and is_aws(split_endpoint(self._endpoint)[1]):
-            return re.sub(r'(?i)\b%s\b' % named, self.region, self._endpoint, count=1)
-        return self._endpoint
+        endpoint = aws_endpoint(self.region) if self._endpoint is None else self._endpoint
+        named = is_aws(split_endpoint(endpoint)[1]) and endpoint_region(endpoint)
+        return re.sub(r'(?i)\b%s\b' % named, self.region, endpoint, count=1) if named else endpoint
 
     def address(self) -> Address:
         """Return where requests go; vanity shapes URLs alone."""
@@ -1135,23 +1153,15 @@ class Bucket:
         """Return the time by the server's clock, as far as it told."""
         return self.utcnow() + self.offset
 
-    def _call(self, method, key, query=(), headers=(), body=b'', expect=''):
+    def _call(self, *asked, **more):
         """Return what `_Call.attempt` does, after as many attempts as it takes."""
-        # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
-        if (not key and expect not in ('ListBucketResult', 'DeleteResult')
-                or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
-            raise ValueError('neither a key nor the id of an upload may be empty')
-        headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
-        if body or method in ('PUT', 'POST'):
-            headers['content-length'] = str(len(body))
-        call = _Call(self, method, key, query, headers, body, expect)
-        return self._retry(call.attempt, split_endpoint(self.endpoint)[1], call.mend)
+        call = _Call(self, *asked, **more)
+        result = self._retry(call.attempt, split_endpoint(self.endpoint)[1], call.mend)
+        self._ignores_conditions |= 'condition' not in call.untried  # all went well without one
+        return result
 
     def head_object(self, key: str, headers=()) -> Message:
-        """Return the answer's headers; get() ignores case. NoSuchKey also for a missing bucket.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
-        """
+        """Return the answer's headers; get() ignores case. NoSuchKey also for a missing bucket."""
         return self._call('HEAD', key, headers=headers).headers
 
     def get_object(self, key: str, start=None, stop=None, if_match='', headers=()) -> Answer:
@@ -1160,8 +1170,6 @@ class Bucket:
         206 with Content-Range for a range, 200 where the server ignores it. S3Error with status
         416 when it begins past the end, which is everywhere in an empty object.
         PreconditionFailed if its ETag is not `if_match`.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
         """
         headers = Headers(headers)
         if start is not None or stop is not None:
@@ -1176,49 +1184,39 @@ class Bucket:
         """Store `body`, at most 5 GiB, return its ETag, quoted.
 
         With `if_none_match` PreconditionFailed, a FileExistsError, if the key is taken, where
-        the server honours the condition: some ignore it, so look first. A 412 to a request that
-        was repeated because its answer was lost is settled by a look at the object.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
+        the server honours the condition: some ignore it, so look first.
         """
-        headers, started = Headers(headers), self.clock()
+        headers = Headers(headers)
         if self._checks():
             headers['x-amz-checksum-sha256'] = base64.b64encode(
                 hashlib.sha256(body).digest()).decode()
-        extra = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
-        try:
-            return self._call('PUT', key, (), dict(headers, **extra), body).headers['etag']
-        except PreconditionFailed as error:
-            return self._settle(error, key, md5(body), '', started, access_headers(headers))
-        except S3Error as error:
-            if error.status != 501 or not extra:
-                raise
-        etag = self.put_object(key, body, headers)
-        self._ignores_conditions = True  # it was the condition: without it all went well
-        return etag
+        put = functools.partial(self._call, 'PUT', key, (), headers, body,
+                                read=lambda answer: answer.headers['etag'])
+        return self._settled(put, if_none_match, key, body, '', access_headers(headers))
 
-    def _settle(self, error, key, digest, suffix, started, headers=()):
-        """Return the ETag that `digest`, None if unknown, and `suffix` make if the object has it
-        and came after `started`, else raise `error`.
+    def _settled(self, write, if_none_match, key, hashed, suffix, headers=()):
+        """Return the ETag that `write` does. A lost answer is settled by looking, never guessed.
 
-        A lost answer is settled by looking, never guessed; the clock is the server's own.
+        A repetition that finds the key taken, or no upload, may have met our own object: it has
+        the ETag of `suffix` and the MD5 of `hashed`, and came, by the server's clock, after us.
         """
-        etag, head = digest and '"%s%s"' % (digest.hexdigest(), suffix), {}
-        if error.uncertain and etag:
+        started, head = self.clock(), {}
+        try:
+            return write(new=if_none_match and not self._ignores_conditions)
+        except (NoSuchUpload, PreconditionFailed) as error:
+            digest = md5(hashed) if error.uncertain and hashed is not None else None
+            etag = digest and '"%s%s"' % (digest.hexdigest(), suffix)
             with contextlib.suppress(NoSuchKey):
-                head = self.head_object(key, headers)
-        stored, served = map(parse_http_date, (head.get('last-modified'), head.get('date')))
-        # HTTP's dates are whole seconds, rounded down: one for each.
-        if (head.get('etag') != etag or not stored or not served
-                or (served - stored).total_seconds() > self.clock() - started + 2):
-            raise error
-        return etag
+                head = self.head_object(key, headers) if etag else head
+            stored, served = map(parse_http_date, (head.get('last-modified'), head.get('date')))
+            # HTTP's dates are whole seconds, rounded down: one for each.
+            if (head.get('etag') != etag or not stored or not served
+                    or (served - stored).total_seconds() > self.clock() - started + 2):
+                raise
+            return etag
 
     def delete_object(self, key: str) -> None:
-        """Delete the object; no error if there is none.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html
-        """
+        """Delete the object; no error if there is none."""
         self._call('DELETE', key)
 
     def delete_objects(self, keys: Iterable[str]) -> None:
@@ -1226,8 +1224,6 @@ class Bucket:
 
         S3Error if some could not be deleted: it names the first, and how many. ValueError for
         keys that XML cannot hold.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
         """
         keys = list(keys)
         if not 1 <= len(keys) <= 1000 or not all(keys):
@@ -1239,8 +1235,8 @@ class Bucket:
             raise S3Error(errno.ENOSYS, 'delete_objects needs MD5, which this system forbids')
         headers = {'content-md5': base64.b64encode(digest.digest()).decode(),
                    'content-type': 'application/xml'}
-        root = self._call('POST', '', [('delete', '')], headers, body, 'DeleteResult')
-        failed = root.findall('Error')
+        failed = self._call('POST', '', [('delete', '')], headers, body, 'DeleteResult',
+                            lambda root: root.findall('Error'))
         if failed:
             code, key = failed[0].findtext('Code', ''), failed[0].findtext('Key', '')
             raise answer_error(403 if code == 'AccessDenied' else 409, code,
@@ -1251,24 +1247,19 @@ class Bucket:
 
         Whole or an error: an S3Error for an answer that is none, a page that says there are more
         but not where, a token that comes again, a key outside `prefix`.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         """
         query = [('list-type', '2'), ('encoding-type', 'url'), ('max-keys', str(page_size)),
                  ('prefix', prefix), ('delimiter', delimiter)]
-        token, seen = '', {'', None}
+        token, seen = '', set()
+        read = functools.partial(self._page, prefix, seen)
         while token is not None:
             asked = [pair for pair in query + [('continuation-token', token)] if pair[1]]
-            root = self._call('GET', '', asked, expect='ListBucketResult')
-            try:
-                page, token = self._page(root, prefix, seen)
-            except (ValueError, TypeError) as error:
-                raise S3Error(errno.EBADMSG, 'a broken listing: %s' % error, prefix) from None
+            page, token = self._call('GET', '', asked, expect='ListBucketResult', read=read)
             seen.add(token)
             yield page
 
     @staticmethod
-    def _page(root, prefix, seen):
+    def _page(prefix, seen, root):
         """Return (Listing, continuation token or None) of a ListBucketResult; else ValueError."""
         # Fact: some servers leave keys as they are, and then do not say that they encoded them.
         encoded = root.findtext('EncodingType') == 'url'
@@ -1284,19 +1275,16 @@ class Bucket:
             text(entry, 'Key'), int(entry.findtext('Size')), entry.findtext('ETag', ''),
             parse_iso_date(entry.findtext('LastModified'))) for entry in root.findall('Contents')]
         prefixes = [text(element, 'Prefix') for element in root.findall('CommonPrefixes')]
-        more, token = root.findtext('IsTruncated'), root.findtext('NextContinuationToken')
-        if more not in ('true', 'false', None) or (token or more == 'true') and (
-                more != 'true' or token in seen):
+        more, token = root.findtext('IsTruncated'), root.findtext('NextContinuationToken') or None
+        if more not in ('true', 'false', None) or (more == 'true') != bool(token) or token in seen:
             raise ValueError('truncated or not, and the token is missing or came again')
-        return Listing(contents, prefixes), token or None
+        return Listing(contents, prefixes), token
 
     def create_multipart_upload(self, key: str, headers=()) -> str:
-        """Begin an upload in parts, return its id. It is there, and paid for, until ended.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
-        """
-        upload_id = self._call('POST', key, [('uploads', '')], headers,
-                               expect='InitiateMultipartUploadResult').findtext('UploadId')
+        """Begin an upload in parts, return its id. It is there, and paid for, until ended."""
+        upload_id = self._call('POST', key, [('uploads', '')], headers, b'',
+                               'InitiateMultipartUploadResult',
+                               lambda root: root.findtext('UploadId'))
         if not upload_id:
             raise S3Error(errno.EBADMSG, 'an upload without an id', key)
         return upload_id
@@ -1307,8 +1295,6 @@ class Bucket:
 
         Every part but the last has 5 MiB to 5 GiB. Sending a number again replaces it.
         NoSuchUpload, an S3Error, means the upload was completed or aborted.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html
         """
         if not 1 <= part_number <= 10000:
             raise ValueError('a part number is 1 to 10,000, not %r' % part_number)
@@ -1319,50 +1305,36 @@ class Bucket:
                                   if_none_match: bool = False) -> str:
         """Make the object of parts 1, 2, ... with these `etags`, return its ETag or ''.
 
-        Fact: Ceph answers an empty ETag, and ignores the condition. When the answer was lost and
-        a repetition finds no upload, or the key taken, the object is looked at.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+        Fact: Ceph answers an empty ETag, and ignores the condition.
         """
-        etags, started = list(etags), self.clock()
+        etags = list(etags)
         body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
             '<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>' % (number, xml_text(etag))
             for number, etag in enumerate(etags, 1))).encode()
-        extra = {'if-none-match': '*'} if if_none_match and not self._ignores_conditions else {}
-        headers = dict(extra, **{'content-type': 'application/xml'})
-        try:
-            root = self._call('POST', key, [('uploadId', upload_id)], headers, body,
-                              'CompleteMultipartUploadResult')
-        except (NoSuchUpload, PreconditionFailed) as error:
-            known = all(re.match(r'"[0-9a-f]{32}"\Z', etag) for etag in etags)
-            digest = md5(bytes.fromhex(''.join(etags).replace('"', ''))) if known else None
-            return self._settle(error, key, digest, '-%d' % len(etags), started)
-        except S3Error as error:
-            if error.status != 501 or not extra:
-                raise
-            return self.complete_multipart_upload(key, upload_id, etags)  # as in put_object
-        etag = root.findtext('ETag', '').strip('"')
-        return etag and '"%s"' % etag  # Fact: Ceph's answer to a repetition has no quotes
+        known = re.match(r'("[0-9a-f]{32}")+\Z', ''.join(etags))
+        hashed = bytes.fromhex(known.group().replace('"', '')) if known else None
+        complete = functools.partial(
+            self._call, 'POST', key, [('uploadId', upload_id)],
+            {'content-type': 'application/xml'}, body, 'CompleteMultipartUploadResult',
+            # Fact: Ceph repeats its answer without quotes.
+            lambda root: re.sub('^"?([^"]+)"?$', r'"\1"', root.findtext('ETag', '')))
+        return self._settled(complete, if_none_match, key, hashed, '-%d' % len(etags))
 
     def abort_multipart_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; no error if it is gone.
 
         Parts still on their way when it is sent may stay: join them first, then `list_parts`.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
         """
         with contextlib.suppress(NoSuchUpload):
             self._call('DELETE', key, [('uploadId', upload_id)])
 
     def list_parts(self, key: str, upload_id: str) -> list:
-        """Return [(part number, ETag, size)] of the first 1,000 parts; [] if there are none.
-
-        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
-        """
+        """Return [(part number, ETag, size)] of the first 1,000 parts; [] if there are none."""
         with contextlib.suppress(NoSuchUpload, NoSuchKey):  # Fact: Ceph answers NoSuchKey here
-            root = self._call('GET', key, [('uploadId', upload_id)], expect='ListPartsResult')
-            return [(int(part.findtext('PartNumber')), part.findtext('ETag'),
-                     int(part.findtext('Size'))) for part in root.findall('Part')]
+            return self._call(
+                'GET', key, [('uploadId', upload_id)], expect='ListPartsResult',
+                read=lambda root: [(int(part.findtext('PartNumber')), part.findtext('ETag'),
+                                    int(part.findtext('Size'))) for part in root.findall('Part')])
         return []
 
     def presigned_url(self, method: str, key: str, expires: int, query=(), headers=(),
@@ -1384,8 +1356,9 @@ class Bucket:
         """
         url = self.public_url(key)[:-len(quote(key, '/'))]
         fields = dict(fields or {}, key=key)
-        exact = [{'bucket': self.name}] + [{name: fields[name]} for name in sorted(fields)]
-        signed = self._signer().post_policy(exact + list(conditions), self.now(), expires)
+        exact = dict(fields, bucket=self.name)
+        conditions = [{name: exact[name]} for name in sorted(exact)] + list(conditions)
+        signed = self._signer().post_policy(conditions, self.now(), expires)
         return {'url': url, 'fields': dict(fields, **signed)}
 
     def public_url(self, key: str, query: Iterable = ()) -> str:

@@ -1614,7 +1614,7 @@ def test_error_text(memory, bucket):
     ('https://s3.to', True, True), ('https://amazonaws.com.s3.to', None, False)])
 def test_headers_of_put(endpoint, checksums, sent):
     seen, digest = [], hashlib.sha256(b'body').digest()
-    answer = SimpleNamespace(status=200, headers={'etag': '"e"'}, read=lambda limit: b'')
+    answer = SimpleNamespace(status=200, headers={'etag': '"e"'}, read=lambda *limits: b'')
     bucket = Bucket('bucket', source('a', 'b', 'token'), 'eu-west-1', endpoint, 'auto',
                     SimpleNamespace(send=lambda request, headers: seen.append(headers) or answer),
                     checksums)
@@ -1625,6 +1625,46 @@ def test_headers_of_put(endpoint, checksums, sent):
     for headers in seen:
         assert headers['x-amz-content-sha256'] == digest.hex()
         assert headers['content-length'] == '4' and headers['x-amz-security-token'] == 'token'
+
+
+@pytest.mark.parametrize('name', ['list_parts', 'delete_object', 'put_object'])
+@pytest.mark.parametrize('status', [200, 403])
+@pytest.mark.parametrize('head', ['Content-Length: 60000', 'Transfer-Encoding: chunked'])
+def test_an_answer_that_drips_ends_with_the_deadline(wire, monkeypatch, name, status, head):
+    def drip(peer):
+        peer.ask()
+        lines = 'HTTP/1.1 %d X' % status, 'ETag: "e"', head, '', ''
+        peer.connection.sendall('\r\n'.join(lines).encode())
+        with suppress(OSError):
+            while not peer.server.stopping.wait(.02):
+                peer.connection.sendall(b' ' if head[0] == 'C' else b'1\r\n \r\n')
+    monkeypatch.setattr(minis3storage._Call, 'LEAST', .1)
+    server = wire([drip])
+    bucket = Bucket('b', source('a', 's'), endpoint='http://' + server.host, deadline=.3)
+    started = time.monotonic()
+    with pytest.raises(S3Error) as caught:
+        operate(bucket, name)
+    assert caught.value.status == (status == 403 and 403) and server.connections == 1
+    assert .2 < time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize('etag', ['\xe9', '"\x80', '\x1b', '"a\x7f"'])
+@pytest.mark.parametrize('name', ['head_object', 'get_object', 'put_object', 'upload_part'])
+def test_a_junk_etag_is_an_error(memory, bucket, name, etag):
+    for body in b'', b'x' * 9000000:
+        memory.fault(by_hand(200, '', {'ETag': etag}, body))
+        with pytest.raises(S3Error) as caught:
+            operate(bucket, name)
+        assert (caught.value.errno, caught.value.status) == (errno.EBADMSG, 0)
+
+
+@pytest.mark.parametrize('part', [
+    {'PartNumber': 'x', 'Size': 1}, {'PartNumber': 1}, {'Size': 1}, {'PartNumber': 1, 'Size': ''}])
+def test_junk_parts_are_an_error(memory, bucket, part):
+    memory.fault(by_hand(200, body=document('ListPartsResult', {'Part': [part]})))
+    with pytest.raises(S3Error) as caught:
+        bucket.list_parts('key', 'id')
+    assert caught.value.errno == errno.EBADMSG
 
 
 def test_conditional_put(memory, bucket):
@@ -1758,7 +1798,7 @@ def test_redirects_within_aws(location, follows):
         head = {'location': location} if len(asked) == 1 else {
             'etag': '"e"', 'content-length': '0'}
         return SimpleNamespace(status=307 if len(asked) == 1 else 200, headers=head, reason='',
-                               resent=False, remaining=0, read=lambda limit: b'')
+                               resent=False, remaining=0, read=lambda *limits: b'')
     bucket = Bucket('bkt', source('a', 's'), transport=SimpleNamespace(send=answer))
     with suppress(S3Error):
         bucket.head_object('key')
@@ -1786,6 +1826,7 @@ def page_of(*keys, **fields):
     (page_of('p/a', IsTruncated='true'), None), (page_of(Contents={'Key': 'p/a'}), None),
     (page_of('p/a').replace(b'>1<', b'>x<'), None), (page_of('p/a').replace(b'2009', b'9'), None),
     (b' ' * (8 << 20) + page_of('p/a'), None),
+    (page_of('p/a').replace(b'</ListB', b'<a/>' * 100000 + b'</ListB'), None),
     (page_of('p/a').replace(b'<ListB', b'<!DOCTYPE ListBucketResult><ListB', 1), None),
     (page_of('p/a').replace(b'<ListB', b'<!DOCTYPE x [<!ENTITY y "p">]><ListB', 1), None)])
 def test_pages(memory, bucket, body, keys):
