@@ -997,7 +997,8 @@ class _Call:
         bucket = self.bucket
         self.signer, self.offset = bucket._signer(), bucket.offset
         request = Request(self.method, *self.detour or bucket._location(self.key), *self.asked)
-        answer = bucket.transport.send(request, self.signer.sign(request, bucket.now()))
+        headers = self.signer.sign(request, bucket.utcnow() + self.offset)
+        answer = bucket.transport.send(request, headers)
         failed = answer.status not in (200, 204, 206)
         lacks = [name for name in self.NAMED.get(self.expect or self.method, ())
                  if not re.match(r'[\x20-\x7e]*\Z', answer.headers.get(name, '\0'))]
