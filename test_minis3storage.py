@@ -41,6 +41,7 @@ import tarfile
 import textwrap
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.request
 import uuid
@@ -144,10 +145,6 @@ class Refusal(Exception):
 def check(fine, code, headers=(), **fields):
     if not fine:
         raise Refusal(error(code, headers, **fields))
-
-
-def iso(moment):
-    return moment.strftime('%Y-%m-%dT%H:%M:%S.000Z')
 
 
 def etag_of(body):
@@ -270,8 +267,7 @@ class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
                     'Credential', 'SignedHeaders', 'Signature', 'Date', 'Expires', 'Algorithm',
                     'Security-Token'))
             digest = 'UNSIGNED-PAYLOAD'
-            check(algorithm == 'AWS4-HMAC-SHA256', code)
-            check(seconds.isdigit() and 1 <= int(seconds) <= 604800, code)
+            check(algorithm == 'AWS4-HMAC-SHA256' and 1 <= int(seconds) <= 604800, code)
         access_key, _, scope = credential.partition('/')
         day, region, service = (scope.split('/', 2) + ['', ''])[:3]
         check(access_key == self.access_key, '403 InvalidAccessKeyId')
@@ -311,6 +307,8 @@ class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
             upload = self.uploads.get(record.query.get('uploadId'))
             known = upload.key == record.key if upload else 'uploadId' not in record.query
             check(known, '404 NoSuchUpload')
+            check('if-none-match' not in headers or record.key not in self.objects,
+                  '412 PreconditionFailed')
             return work(record, headers, *filter(None, [upload]))
 
     # The operations, named after the method, key or bucket, and sub-resources in the query.
@@ -334,12 +332,7 @@ class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     head_key = get_key
 
-    def check_absent(self, record, headers):
-        check('if-none-match' not in headers or record.key not in self.objects,
-              '412 PreconditionFailed')
-
     def put_key(self, record, headers):
-        self.check_absent(record, headers)
         return 200, {'ETag': self.put(record.key, record.body, headers).etag}, b''
 
     def delete_key(self, record, headers):
@@ -366,8 +359,9 @@ class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
         more = {'NextContinuationToken': found[limit - 1].hex()} if len(found) > limit else {}
         return 200, {}, document('ListBucketResult', dict(
             more, EncodingType=encoding, IsTruncated='true' if more else 'false',
-            Contents=[dict(Key=name, LastModified=iso(stored.last_modified), ETag=stored.etag,
-                           Size=len(stored.body)) for name, stored in page if stored],
+            Contents=[dict(Key=name, ETag=stored.etag, Size=len(stored.body), LastModified=(
+                stored.last_modified.strftime('%Y-%m-%dT%H:%M:%S.000Z')))
+                      for name, stored in page if stored],
             CommonPrefixes=[{'Prefix': name} for name, stored in page if not stored]))
 
     def post_key_uploads(self, record, headers):
@@ -387,7 +381,6 @@ class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
         check(all(upload.parts[number][1] == etag for number, etag in named), '400 InvalidPart')
         bodies = [upload.parts[number][0] for number, _ in named]
         check(all(len(body) >= 5 * MIB for body in bodies[:-1]), '400 EntityTooSmall')
-        self.check_absent(record, headers)
         digest = etag_of(bytes.fromhex(''.join(etag.strip('"') for _, etag in named)))
         etag = '%s-%d"' % (digest[:-1], len(named))
         self.put(record.key, b''.join(bodies), upload.headers, etag)
@@ -414,10 +407,8 @@ class Peer(http.server.BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm = 'HTTP/1.1', True
 
     def handle(self):
-        """Follow the connection's script, if the server has any, and close."""
-        scripts = self.server.scripts
-        if not scripts:
-            return super().handle()
+        """Follow the connection's script, and close."""
+        scripts = self.server.scripts or [itertools.repeat(Peer.serve)]
         for step in scripts[min(self.server.sockets[self.request], len(scripts)) - 1]:
             if callable(step):
                 step(self)
@@ -428,56 +419,46 @@ class Peer(http.server.BaseHTTPRequestHandler):
     def ask(self, body=True):
         """Read a request; with its body it is noted in the server's `requests`."""
         self.raw_requestline = self.rfile.readline()
-        if not self.raw_requestline:
+        if not self.raw_requestline or not self.parse_request():
             raise ConnectionError('no further request')
-        return self.parse_request() and body and self.receive()
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        path, _, query = self.path.partition('?')
+        pairs = parse_qsl(query, keep_blank_values=True)
+        self.record = SimpleNamespace(
+            method=self.command, key='', target=self.path, path=path, pairs=pairs,
+            query=dict(pairs), headers=headers, connection=self.server.sockets[self.request])
+        size = int(headers.get('content-length', 0)) if body else 0
+        self.record.body = self.rfile.read(size)
+        if len(self.record.body) < size:
+            raise ConnectionError('the body is not complete')
+        with self.server.lock:
+            self.server.requests.extend([self.record] * body)
+            self.record.request_id = '%016X' % len(self.server.requests)
 
-    def do_GET(self):
-        """Answer a request of any method, as S3 does or as a fault says."""
-        s3, record, action = self.server, self.receive(), ''
+    def serve(self):
+        """Answer a request, as S3 does or as a fault says."""
+        self.ask()
+        s3, record, action = self.server, self.record, ''
         try:
             s3.admit(record)
             action = s3.next_fault(record)
             if callable(action):
                 return action(self, record)
-            if action == 'reset':
-                return self.reset()
             if isinstance(action, tuple):
                 return self.respond(*action)
+            if action == 'reset':
+                self.reset()
             check(not action[:3].isdigit(), action)
             answer = s3.perform(record, action.replace('ignore-', ''))
         except Refusal as refusal:
             answer, = refusal.args
         if action == 'reset-after':
-            return self.reset()
+            self.reset()
         self.respond(*answer, cut=action == 'short')
-
-    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
-
-    def receive(self):
-        """Read a request; its record has status None until it is answered."""
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        size = int(headers.get('content-length', 0))
-        body = self.rfile.read(size)
-        if len(body) < size:
-            raise ConnectionError('the body is not complete')
-        path, _, query = self.path.partition('?')
-        pairs = parse_qsl(query, keep_blank_values=True)
-        self.record = SimpleNamespace(
-            method=self.command, key='', target=self.path, path=path, pairs=pairs, body=body,
-            query=dict(pairs), headers=headers, status=None,
-            connection=self.server.sockets[self.request])
-        with self.server.lock:
-            self.server.requests.append(self.record)
-            self.record.request_id = '%016X' % len(self.server.requests)
-        return self.record
 
     def respond(self, status, headers, body, cut=False):
         """Send an answer with one write; `cut` after half of its body."""
-        self.record.status = status
-        self.close_connection = self.close_connection or cut
         fields = {'Date': format_datetime(self.server.now(), usegmt=True),
-                  'Connection': 'close' if self.close_connection else 'keep-alive',
                   'x-amz-request-id': self.record.request_id}
         if status not in (204, 304):
             fields['Content-Length'] = len(body)
@@ -486,16 +467,15 @@ class Peer(http.server.BaseHTTPRequestHandler):
         lines = ['HTTP/1.1 %d %s' % (status, http.client.responses.get(status, ''))]
         lines += ['%s: %s' % pair for pair in dict(fields, **headers).items()] + ['', '']
         self.wfile.write('\r\n'.join(lines).encode('latin-1') + body[:len(body) // (1 + cut)])
+        if cut:
+            raise ConnectionError('cut')
 
     def reset(self):
         """End the connection with a RST."""
-        self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         self.rfile.close()  # it shares the descriptor
         self.connection.close()
-
-    def log_message(self, *args):
-        """Keep quiet."""
+        raise ConnectionError('reset')
 
 
 # ---- Fixtures ----------------------------------------------------------------------------------
@@ -551,6 +531,18 @@ def python(code, *arguments, **options):
                           ).stdout.decode()
 
 
+def reported(error):
+    """Return what an error report shows: all messages, all locals but those of this file."""
+    shown = []
+    while error:
+        shown.append(str(error))
+        shown += [repr(frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)
+                  if frame.f_code.co_filename != __file__]
+        error = error.__cause__ or error.__context__
+    assert len(shown) > 1
+    return '\n'.join(shown)
+
+
 @pytest.fixture(scope='session')
 def shared_s3():
     """The server for tests marked ``storage``: the environment's, else one in memory."""
@@ -586,9 +578,11 @@ def memory():
 
 @pytest.fixture
 def bucket(memory):
-    """A Bucket on `memory`; its pauses are written to `bucket.pauses` and not slept."""
-    pauses = []
-    bucket = bucket_on(memory, sleep=pauses.append, rand=lambda: 1.0)
+    """A Bucket on `memory`; its pauses are written to `bucket.pauses` and not slept. Its clock
+    goes on a second whenever it is asked."""
+    pauses, seconds = [], map(partial(timedelta, 0), itertools.count())
+    bucket = bucket_on(memory, sleep=pauses.append, rand=lambda: 1.0,
+                       utcnow=lambda: memory.now() + next(seconds))
     bucket.pauses = pauses
     return bucket
 
@@ -683,22 +677,21 @@ def vectors(name):
         return [pytest.param(None, None, id=name, marks=mark)]
     with open(path, encoding='utf-8') as file:
         loaded = json.load(file)
-    cases = [dict(loaded['credentials'], **case) for case in loaded['cases']]
+    cases = [dict(loaded['credentials'], **case) for case in loaded['cases']
+             if case.get('s3', True) and 'content-length' not in case.get('signed_headers', '')]
     return [pytest.param(case, Signer(Credentials(
         case['access_key'], case['secret_key'], case.get('session_token')), case['region'],
-        case['service']), id=case['id']) for case in cases if case.get('s3', True)]
+        case['service']), id=case['id']) for case in cases]
 
 
 @pytest.mark.parametrize('case, signer', vectors('s3_examples.json') + vectors('sigv4_suite.json'))
-def test_vector(case, signer, monkeypatch):
+def test_vector(case, signer):
     stamp, text = case['timestamp'], case['string_to_sign']
     assert signer.signature(stamp, text) == case['signature']
     if case['kind'] == 'post':
         return
     now = datetime.strptime(stamp + '+0000', '%Y%m%dT%H%M%SZ%z')
     asked, names, digest = case['request'], case['signed_headers'], case['payload_hash']
-    never = minis3storage.NOT_SIGNED - set(names.split(';'))  # some sign content-length
-    monkeypatch.setattr(minis3storage, 'NOT_SIGNED', never)
     request = Request(
         asked['method'], asked['scheme'], asked['host'], asked['path'],
         parse_qsl(asked['query'], True), asked['headers'], (asked['payload'] or '').encode(),
@@ -822,8 +815,8 @@ def test_refused_before_it_is_sent(ask, more, bucket):
 def test_credentials_are_refused_without_telling(args):
     with pytest.raises(ValueError) as caught:
         Credentials(*args)
-    seen = caught.tb.tb_next.tb_frame.f_locals
-    assert 'access_key' in seen and 's3cr3t' not in '%r %r' % (seen, caught.value)
+    seen = reported(caught.value)
+    assert 'access_key' in seen and 's3cr3t' not in seen
 
 
 def test_reprs_do_not_tell():
@@ -964,16 +957,6 @@ def wire(request):
         request.addfinalizer(server.close)
         return server
     return start
-
-
-def test_requests_share_a_connection(memory, bucket):
-    for number in range(5):
-        bucket.put_object('a', b'y' * 30000 * number)
-        assert bucket.get_object('a').read(120000) == b'y' * 30000 * number
-        with pytest.raises(NoSuchKey):
-            bucket.head_object('b')
-        assert [entry.key for entry in listed(bucket)] == ['a']
-    assert (len(memory.requests), memory.connections) == (20, 1)
 
 
 def test_pool_is_bounded_and_ages(wire, monkeypatch):
@@ -1145,8 +1128,8 @@ def test_slow_line_that_moves_is_not_timed_out(wire, monkeypatch):
     monkeypatch.setattr(socket, 'create_connection', connect)
     monkeypatch.setattr(minis3storage, 'SLICE', 32768)
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-    one = send(server, bytes(30 * 8192), 'PUT', read_timeout=.3)  # takes .6 s, a slice .1 s
-    assert one.read(9) == b'hello'
+    # It takes .6 s, a slice .1 s.
+    assert fetch(server, bytes(30 * 8192), 'PUT', read_timeout=.3) == b'hello'
 
 
 def test_http_proxy(wire):
@@ -1170,16 +1153,16 @@ def test_connect_proxy(wire, tls):
         peer.connection.settimeout(5)
         peer.rfile = peer.connection.makefile('rb')
 
-    proxy = wire([connect, OK, OK, CLOSE], [connect, OK, CLOSE])
     context = tls('a.invalid', 'b.invalid')
+    proxy = wire([connect, OK, OK, CLOSE], [connect, OK, CLOSE])
     for host in 'a.invalid', 'b.invalid', 'a.invalid':
         assert fetch(host, scheme='https', verify=tls.file,
                      proxies={'https': LOGIN + proxy.host}) == b'hello'
-    assert [(each.target, 'authorization' in each.headers, each.headers.get('proxy-authorization'))
-            for each in proxy.requests] == [
-        ('a.invalid:443', False, BASIC), ('/bucket/key', True, None),
-        ('b.invalid:443', False, BASIC), ('/bucket/key', True, None), ('/bucket/key', True, None)]
-    assert not [name for name in proxy.requests[0].headers if name.startswith('x-amz-')]
+    asked = ('/bucket/key', True, True, None)
+    assert [(each.target, 'authorization' in each.headers, 'x-amz-date' in each.headers,
+             each.headers.get('proxy-authorization')) for each in proxy.requests] == [
+        ('a.invalid:443', False, False, BASIC), asked, ('b.invalid:443', False, False, BASIC),
+        asked, asked]
     refusing = wire([answer(b'', '407 No', 'Proxy-Authenticate: Basic realm="x"')])
     assert '407' in str(timed('c.invalid', scheme='https', proxies={'https': refusing.host})[1])
 
@@ -1234,22 +1217,13 @@ def test_unreachable_tells_no_secret(wire, step, scheme, proxied):
     _, error = timed(server.host, bytes(9999), 'PUT', scheme=scheme, verify=False,
                      read_timeout=.1, connect_timeout=.1,
                      proxies={scheme: LOGIN + server.host} if proxied else {})
-    shown, trace = [str(error)], error.__traceback__
     assert error.__cause__ is error.__context__ is None  # which would have frames of their own
-    while trace:
-        if trace.tb_frame.f_code.co_filename != __file__:
-            shown += map(repr, trace.tb_frame.f_locals.values())
-        trace = trace.tb_next
-    assert len(shown) > 3 and not re.search(
-        'very.secret|session-token|p@ss|p%40ss|' + BASIC[6:], '\n'.join(shown))
+    assert not re.search('very.secret|session-token|p@ss|p%40ss|' + BASIC[6:], reported(error))
 
 
 def run(*failures, host='', takes=0, rand=1.0, **options):
-    """Call retry() for attempts that fail like '503 SlowDown 3': status (0: lost), code and
-    Retry-After, before one is fine. Return the error, None for none, and the pauses.
-
-    The clock is this function's own; each attempt `takes` seconds.
-    """
+    """Call retry() for attempts of `takes` seconds that fail like '503 SlowDown 3': status (0:
+    lost), code and Retry-After, before one is fine. Return the error or None, and the pauses."""
     def attempt():
         now[0] += takes
         for words in left:
@@ -1314,20 +1288,11 @@ def test_mending_and_what_stays_uncertain():
         return error.status == 301
 
     assert run('301', '0', '301', max_attempts=2, deadline=1, mend=mend) == (None, [0, .05, 0])
-    for earlier, uncertain in ([], False), (['0'], True), (['500'], True), (['429'], False), (
-            ['503 SlowDown'], False), (
-            ['408'], False), (['0', '429'], True), (['503', '301'], True):
-        assert run(*earlier + ['412'], mend=mend)[0].uncertain == uncertain
-
-
-def test_every_attempt_is_signed_afresh(memory):
-    seconds = itertools.count()
-    bucket = bucket_on(memory, utcnow=lambda: memory.now() + timedelta(seconds=next(seconds)))
-    for fault in 'reset-after', '503 SlowDown', '500 InternalError':
-        memory.fault(fault)
-    bucket.put_object('a', b'body' * 1000)
-    assert len({record.headers['x-amz-date'] for record in memory.requests}) == 4
-    assert [record.body for record in memory.requests] == [b'body' * 1000] * 4
+    for earlier, uncertain in (
+            ('', False), ('0', True), ('500', True), ('429', False), ('503 SlowDown', False),
+            ('408', False), ('0,429', True), ('503,301', True)):
+        failures = [words for words in earlier.split(',') if words] + ['412']
+        assert run(*failures, mend=mend)[0].uncertain == uncertain
 
 
 # ---- 6. Credential sources ---------------------------------------------------------------------
@@ -1375,6 +1340,19 @@ def skewed(hours, code='403 RequestTimeTooSkewed'):
     return changing(error(code), now=lambda: datetime.now(timezone.utc) + timedelta(hours=hours))
 
 
+class Canned:
+    """A transport that gives these answers in turn, whatever is `sent`."""
+
+    def __init__(self, *answers):
+        self.answers, self.sent = iter(answers), []
+
+    def send(self, request, headers):
+        self.sent.append((request, headers))
+        status, fields = next(self.answers)
+        return SimpleNamespace(status=status, headers=fields, reason='', resent=False,
+                               read=lambda limit: b'')
+
+
 @pytest.fixture
 def localhost(monkeypatch):
     """Names below localhost are 127.0.0.1, which few resolvers know. The set of names asked."""
@@ -1419,6 +1397,8 @@ def test_errors(memory, bucket, fault, kind, attempts, caplog):
         with pytest.raises(kind) as caught:
             operate(bucket, name)
         assert type(caught.value) is kind and len(memory.requests) == attempts
+        assert attempts == len({record.headers['x-amz-date'] for record in memory.requests})
+        assert len({record.body for record in memory.requests}) == 1
         assert fault[:3] != '200' or caught.value.status == 500
         ids = ['none' if fault == 'reset' else record.request_id for record in memory.requests]
         assert fault == 'reset' or (caught.value.filename, caught.value.request_id) == (
@@ -1449,16 +1429,16 @@ def test_error_text(memory, bucket):
     (None, None, True), (None, False, False), ('https://s3.to', None, False),
     ('https://s3.to', True, True), ('https://amazonaws.com.s3.to', None, False)])
 def test_headers_of_put(endpoint, checksums, sent):
-    seen, digest = [], hashlib.sha256(b'body').digest()
-    answer = SimpleNamespace(status=200, headers={'etag': '"e"'}, read=lambda limit: b'')
-    bucket = Bucket('bucket', source('a', 'b', 'token'), 'eu-west-1', endpoint, 'auto',
-                    SimpleNamespace(send=lambda request, headers: seen.append(headers) or answer),
+    digest, transport = hashlib.sha256(b'body').digest(), Canned(*[(200, {'etag': '"e"'})] * 2)
+    bucket = Bucket('bucket', source('a', 'b', 'token'), 'eu-west-1', endpoint, 'auto', transport,
                     checksums)
     bucket.upload_part('key', 'id', 1, memoryview(b'body'))
     bucket.put_object('key', b'body', [('Expires', 'a'), ('expires', 'b')])
-    assert seen[1]['expires'] == 'a,b' and [headers.get('x-amz-checksum-sha256') for headers in (
-        seen)] == [None, base64.b64encode(digest).decode() if sent else None]
-    for headers in seen:
+    of_part, of_put = (headers for _, headers in transport.sent)
+    assert of_put['expires'] == 'a,b' and 'x-amz-checksum-sha256' not in of_part
+    assert of_put.get('x-amz-checksum-sha256') == (
+        base64.b64encode(digest).decode() if sent else None)
+    for headers in of_part, of_put:
         assert headers['x-amz-content-sha256'] == digest.hex()
         assert headers['content-length'] == '4' and headers['x-amz-security-token'] == 'token'
 
@@ -1481,33 +1461,33 @@ def no_md5(data=b'', **options):
     raise TypeError if options else ValueError
 
 
+NO_MD5 = SimpleNamespace(sha256=hashlib.sha256, md5=no_md5)
+
+
 @pytest.mark.parametrize('method', ['PUT', 'POST'])
 @pytest.mark.parametrize('case', [
     'ours', 'ours 500', 'ours twice', 'other', 'older', 'no MD5', 'no answer lost'])
 def test_lost_answers(memory, bucket, monkeypatch, method, case):
     """The answer to a conditional write is lost: what does the refusal of the next one mean?"""
     def fault(peer, record):
-        if case == 'other':
-            memory.put('key', b'else')
-        else:
-            memory.perform(record)
+        memory.put('key', b'else') if case == 'other' else memory.perform(record)
         memory.uploads.clear()
         peer.respond(500, {}, b'') if case == 'ours 500' else peer.reset()
     upload, part = bucket.create_multipart_upload('key'), etag_of(b'body')
     bucket.upload_part('key', upload, 1, b'body')
-    etag = part if method == 'PUT' else etag_of(hashlib.md5(b'body').digest())[:-1] + '-1"'
+    write, etag = partial(bucket.put_object, 'key', b'body'), part
+    if method == 'POST':
+        write = partial(bucket.complete_multipart_upload, 'key', upload, [part])
+        etag = etag_of(hashlib.md5(b'body').digest())[:-1] + '-1"'
     if case in ('older', 'no answer lost'):
         memory.objects['key'] = memory.put('key', b'body', etag=etag)._replace(
             last_modified=memory.now() - timedelta(minutes=case == 'older'))
     if case == 'no answer lost':
         memory.uploads.clear()
     if case == 'no MD5':
-        monkeypatch.setattr(minis3storage, 'hashlib', SimpleNamespace(
-            sha256=hashlib.sha256, md5=no_md5))
+        monkeypatch.setattr(minis3storage, 'hashlib', NO_MD5)
     again = case in ('older', 'ours twice')  # an idle connection that dies is replaced at once
     memory.fault('reset-after' if again else fault, again + (case != 'no answer lost'), method)
-    write = partial(bucket.put_object, 'key', b'body') if method == 'PUT' else partial(
-        bucket.complete_multipart_upload, 'key', upload, [part])
     if case.startswith('ours'):
         assert write(if_none_match=True) == etag and memory.objects['key'].body == b'body'
     else:
@@ -1551,52 +1531,32 @@ def test_mending(memory, caplog, name, faults, mended):
             for record in caplog.records] == [True] * (bucket.region == 'eu-west-3')
 
 
-@pytest.mark.parametrize('location', """
-    http://to.s3.localhost:PORT/KEY http://s3.localhost:PORT/KEY http://127.0.0.1:PORT/KEY /KEY
-    http://other.localhost:PORT/KEY http://tos3.localhost:PORT/KEY https://to.s3.localhost:PORT/KEY
-    http://to.s3.localhost.localhost:PORT/KEY http://to.s3.localhost:99PORT/KEY http://[to -
-    http://u:p@to.s3.localhost:PORT/KEY http://to.s3.localhost:PORT/a ftp://to.s3.localhost/KEY
-    """.split())
-def test_redirects(memory, localhost, location):
-    """A 307 is followed once, and only to hosts below the endpoint's: to the first of these."""
-    def answer(status):
-        return error(status, {'Location': location.replace('PORT', port).replace(
-            'KEY', 'test-bucket/a%20b')})
-    follows = location == 'http://to.s3.localhost:PORT/KEY'
-    port = str(memory.server_address[1])
-    bucket = bucket_on(memory, endpoint='http://s3.localhost:' + port)
-    if follows:
-        memory.fault(answer('307'))
-        bucket.put_object('a b', b'body')
-        assert memory.requests[1].headers['host'] == 'to.s3.localhost:' + port
-        assert memory.objects['a b'].body == b'body'
-    for status, requests in ('302', 1), ('307', 1 + follows):
-        memory.faults, memory.requests = [], []
-        memory.fault(answer(status), times=9)
-        with pytest.raises(S3Error, match=status):
+@pytest.mark.parametrize('endpoint, location, follows', [
+    ('http://s3.to:81', location, location == 'http://b.s3.to:81/bkt/a%20b') for location in (
+        'http://b.s3.to:81/bkt/a%20b', 'http://s3.to:81/bkt/a%20b', 'http://b.s3.to:81/other',
+        'http://127.0.0.1:81/bkt/a%20b', '/bkt/a%20b', 'http://[b', 'http://b.to:81/bkt/a%20b',
+        'http://bs3.to:81/bkt/a%20b', 'https://b.s3.to:81/bkt/a%20b', 'ftp://b.s3.to/bkt/a%20b',
+        'http://b.s3.to.to:81/bkt/a%20b', 'http://b.s3.to:9981/bkt/a%20b',
+        'http://u:p@b.s3.to:81/bkt/a%20b')] + [
+    ('http://127.0.0.1', 'http://b.127.0.0.1/bkt/a%20b', False)] + [
+    (None, location, location == 'https://bkt.s3-us-west-2.amazonaws.com/a%20b') for location in (
+        'https://bkt.s3-us-west-2.amazonaws.com/a%20b',
+        'https://s3.us-west-2.amazonaws.com/bkt/a%20b',  # the path of another address
+        'https://ec2-1-2.compute-1.amazonaws.com/a%20b',
+        'https://bkt.s3-us-west-2.amazonaws.com:22/a%20b',
+        'https://bkt.s3.us-west-2.amazonaws.com/other/a%20b',
+        'https://bkt.s3.us-west-2.amazonaws.com.example.com/a%20b')])
+def test_redirects(endpoint, location, follows):
+    """A 307 is followed once, signed afresh, and only to S3's own hosts."""
+    moved, fine = {'location': location}, {'etag': '"e"'}
+    for status, last in (302, 302), (307, 307), (307, 200):
+        transport = Canned((status, moved), (last, moved if last != 200 else fine), (200, fine))
+        bucket = Bucket('bkt', source('a', 's'), endpoint=endpoint, transport=transport)
+        goes = follows and status == 307
+        with suppress() if goes and last == 200 else pytest.raises(S3Error, match=str(status)):
             bucket.put_object('a b', b'body')
-        assert len(memory.requests) == requests and len(localhost) == 1 + follows
-
-
-@pytest.mark.parametrize('location, follows', [
-    ('https://bkt.s3-us-west-2.amazonaws.com/key', True),
-    ('https://s3.us-west-2.amazonaws.com/bkt/key', False),  # the path of another address
-    ('https://ec2-1-2.compute-1.amazonaws.com/key', False),
-    ('https://bkt.s3-us-west-2.amazonaws.com:22/key', False),
-    ('https://bkt.s3.us-west-2.amazonaws.com/other/key', False),
-    ('https://bkt.s3.us-west-2.amazonaws.com.example.com/key', False)])
-def test_redirects_within_aws(location, follows):
-    asked, answers = [], [(307, {'location': location}), (200, {'etag': '', 'content-length': ''})]
-
-    def send(request, headers):
-        status, headers = answers[len(asked)]
-        asked.append(request.host)
-        return SimpleNamespace(status=status, headers=headers, reason='', resent=False,
-                               read=lambda limit: b'')
-    bucket = Bucket('bkt', source('a', 's'), transport=SimpleNamespace(send=send))
-    with suppress(S3Error):
-        bucket.head_object('key')
-    assert asked[1:] == [urlsplit(location).netloc] * follows
+        assert [request.scheme + '://' + headers['host'] + request.target
+                for request, headers in transport.sent[1:]] == [location] * goes
 
 
 def page_of(*keys, **fields):
@@ -1655,8 +1615,7 @@ def test_delete_objects(memory, bucket, monkeypatch):
     bucket.delete_objects(iter(['a\r\nb', '..', '&<']))
     digest = hashlib.md5(memory.requests[-1].body).digest()
     assert memory.requests[-1].headers['content-md5'] == base64.b64encode(digest).decode()
-    monkeypatch.setattr(minis3storage, 'hashlib', SimpleNamespace(
-        sha256=hashlib.sha256, md5=no_md5))
+    monkeypatch.setattr(minis3storage, 'hashlib', NO_MD5)
     with pytest.raises(S3Error, match='MD5'):
         bucket.delete_objects('abc')
     assert len(memory.requests) == 4
@@ -1711,17 +1670,6 @@ def browse(url, method='GET', body=None, headers=()):
         return answer.getcode(), answer.read(), answer.headers
 
 
-def between(bucket, change, check=lambda: None):
-    """Return a Bucket like `bucket`; `change` gets what it sends, `check` is called after."""
-    def send(request, headers):
-        change(request, headers)
-        answer = bucket.transport.send(request, headers)
-        check()
-        return answer
-    return Bucket(bucket.name, bucket.credentials, bucket.region, bucket.endpoint, bucket.style,
-                  SimpleNamespace(send=send), sleep=lambda _: None)
-
-
 def test_hostile_keys(anywhere):
     """300 keys come back byte for byte, each with its own content; 1,100 are listed."""
     def trip(key):
@@ -1761,16 +1709,19 @@ def test_hostile_keys(anywhere):
 
 
 def test_operations(anywhere):
-    def lose():
-        if not lost:
-            lost.append('the first answer')
-            raise Unreachable(*lost)
-    lost, losing = [], between(anywhere, lambda *args: None, lose)
+    def send(*args):
+        """Send, and lose the first answer."""
+        sent.append(anywhere.transport.send(*args))
+        if len(sent) == 1:
+            raise Unreachable('lost')
+        return sent[-1]
+    sent, losing = [], copy.copy(anywhere)
+    losing.transport = SimpleNamespace(send=send)
     key, body = anywhere.prefix + '/a+b %41~*\'&=;#?"<\\é 漢/😀//', b'0123456789'
     etag = losing.put_object(key, body, if_none_match=True)
     with pytest.raises(PreconditionFailed):
         anywhere.put_object(key, body, if_none_match=True)
-    assert lost and anywhere.head_object(key)['ETag'] == etag == etag_of(body)
+    assert len(sent) == 3 and anywhere.head_object(key)['ETag'] == etag == etag_of(body)
     for span, status, part in [
             ((), 200, body), ((3,), 206, body[3:]), ((3, 5), 206, b'34'), ((None, 2), 206, b'01'),
             ((8, 99), 206, b'89'), ((0, None, etag), 206, body)]:
@@ -1783,10 +1734,11 @@ def test_operations(anywhere):
     parts = [b'a' * (5 << 20), b'b']
     etags = [anywhere.upload_part(key, upload, *pair) for pair in enumerate(parts, 1)]
     assert anywhere.list_parts(key, upload) == [(1, etags[0], 5 << 20), (2, etags[1], 1)]
-    lost.clear()
+    sent.clear()
     etag = losing.complete_multipart_upload(key, upload, etags)
-    head = anywhere.head_object(key)  # Fact: Ceph's second answer to Complete has no quotes
-    assert lost and etag.strip('"') == head['etag'].strip('"') and head['x-amz-meta-a'] == 'b'
+    head = anywhere.head_object(key)
+    assert len(sent) > 1 and head['x-amz-meta-a'] == 'b'
+    assert etag.strip('"') == head['etag'].strip('"')
     assert anywhere.get_object(key).read(6 << 20) == b''.join(parts)
     for gone in upload, anywhere.create_multipart_upload(key), 'none':
         anywhere.abort_multipart_upload(key, gone)
@@ -1794,20 +1746,6 @@ def test_operations(anywhere):
         anywhere.delete_object(key)
     with pytest.raises(NoSuchKey):
         anywhere.get_object(key)
-
-
-@pytest.mark.parametrize('change', [
-    lambda request, headers: headers.update({'x-amz-meta-a': 'c'}),
-    lambda request, headers: headers.update({'x-amz-date': '20200101T000000Z'}),
-    lambda request, headers: headers.update(authorization=headers['authorization'][:-4] + 'beef'),
-    lambda request, headers: headers.pop('authorization'),
-    lambda request, headers: vars(request).update(target=request.target + 'x'),
-    lambda request, headers: vars(request).update(body=b'Body')])
-def test_tampering(anywhere, change):
-    with pytest.raises(S3Error, match=r'\b40[03]\b'):
-        between(anywhere, change).put_object(
-            anywhere.prefix + 'key', b'body', {'x-amz-meta-a': 'b'})
-    assert listed(anywhere, anywhere.prefix) == []
 
 
 def test_headers_and_urls(anywhere):
@@ -1954,7 +1892,7 @@ def test_a_body_that_never_comes_ends_in_an_error(memory, bucket):
     def nothing(peer, record):
         peer.wfile.write(b'HTTP/1.1 206 Partial Content\r\nContent-Length: 2\r\nETag: "e"\r\n'
                          b'Content-Range: bytes 0-1/2\r\nConnection: close\r\n\r\n')
-        peer.close_connection = True
+        raise ConnectionError('cut')
     memory.fault(nothing, times=50)
     with pytest.raises(Unreachable, match='2 bytes before'):
         Reader(bucket, 'k')
@@ -2348,6 +2286,7 @@ def test_settings_that_change_count_at_once(memory):
         storage.exists('x')
     storage.exists('x')
     assert requests_of(memory) == ['HEAD x', 'HEAD media/x', 'HEAD x']
+    assert storage._bucket() is storage._bucket()
 
 
 def test_properties_methods_and_callables_are_asked_on_each_use():
@@ -2448,11 +2387,6 @@ def test_threads_of_two_tenants_never_share_a_bucket():
     sys.setswitchinterval(interval)
 
 
-def test_one_bucket_and_one_address_for_a_configuration():
-    storage = S3Storage(bucket_name='b', access_key='a', secret_key='s', region_name='eu-west-1')
-    assert storage._bucket() is storage._bucket()
-
-
 # ---- 10. Storages ------------------------------------------------------------------------------
 
 
@@ -2464,10 +2398,9 @@ def test_the_methods_of_a_storage(storage):
     assert re.match(r'a/b_\w{7}\.txt\Z', second)
     storage.save('c.txt', ContentFile('é'))
     assert storage.size('a/b.txt') == 3 and storage.size('c.txt') == 2
-    dirs, files = storage.listdir('')
-    assert (dirs, files) == (['a'], ['c.txt'])
+    for path in ('', '.', '/'):
+        assert storage.listdir(path) == (['a'], ['c.txt'])
     assert sorted(storage.listdir('a')[1]) == sorted(['b.txt', second[2:]])
-    assert storage.listdir('.') == storage.listdir('/') == storage.listdir('') != ([], [])
     assert storage.listdir('nowhere') == ([], [])
     moment = storage.get_modified_time('c.txt')
     assert abs(moment - datetime.now(timezone.utc)) < timedelta(minutes=5)
@@ -2519,6 +2452,12 @@ def test_files_read_and_write_as_on_disk(storage):
     for mode in ('a', 'r+', 'w+b', 'U', '', 'rwb'):
         with pytest.raises(ValueError, match='opened with'):
             storage.open('t', mode)
+    for mode in ('x', 'xb', 'xt'):
+        with pytest.raises(FileExistsError):
+            storage.open('t', mode)
+    with storage.open('x', 'xt') as file:
+        file.write('mine')
+    assert storage.open('x').read() == b'mine'
 
 
 @pytest.mark.storage
@@ -2530,13 +2469,8 @@ def test_content_is_rewound_and_left_open(storage):
         assert storage.open(name).read() == b'0123456789' and not content.closed
     storage.save('c', storage.open('a'))
     assert storage.open('c').read() == b'0123456789'
-
-    class Broken(ContentFile):
-        def chunks(self, chunk_size=None):
-            yield b'half'
-            raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError):
-        storage.save('d', Broken(b''))
+        storage.save('d', Trickle(b'half', ZeroDivisionError()))
     assert not storage.exists('d')
 
 
@@ -2556,11 +2490,12 @@ def test_headers_arrive_with_a_get(storage, way):
     assert lacks('headers') or [got[name] for name in headers] == list(headers.values())
 
 
-@pytest.mark.parametrize('name, content_type', [
-    ('a.html', 'text/html'), ('a.tar.gz', 'application/gzip'), ('a.jpg', 'image/jpeg'),
-    ('a', 'application/octet-stream'), ('a.unknown-ending', 'application/octet-stream')])
-def test_types_come_from_names(name, content_type):
-    assert S3Storage()._headers(name) == {'content-type': content_type}
+def test_types_come_from_names(memory):
+    for name, content_type in (
+            ('a.html', 'text/html'), ('a.tar.gz', 'application/gzip'), ('a.jpg', 'image/jpeg'),
+            ('a', 'application/octet-stream'), ('a.unknown', 'application/octet-stream')):
+        storage_on(memory).save(name, ContentFile(b''))
+        assert memory.objects[name].headers == {'content-type': content_type}
 
 
 @pytest.mark.storage
@@ -2595,8 +2530,7 @@ def test_unsigned_urls(options, base):
 def test_a_guessed_region_is_said_once(caplog):
     storage = S3Storage(bucket_name='b', access_key='a', secret_key='s')
     assert storage.url('x') and storage.url('y')
-    assert [r.levelname for r in caplog.records if 'AWS_S3_REGION_NAME' in r.getMessage()] == [
-        'WARNING']
+    assert caplog.text.count('AWS_S3_REGION_NAME') == caplog.text.count('WARNING') == 1
 
 
 @pytest.mark.parametrize('name', [
@@ -2680,19 +2614,14 @@ def test_listdir_leaves_out_what_is_no_name(memory, caplog):
     assert caplog.text.count('left out') == 4
 
 
-def test_the_constructor_of_2008_and_what_it_leaves_behind(memory):
-    secrets = ('AKSECRET', 'SECRETKEY', 'TOKENSECRET')
+def test_the_constructor_of_2008_and_what_it_leaves_behind():
     storage = S3Storage('test-bucket', 'AKSECRET', 'SECRETKEY', 'public-read',
                         minis3storage.CallingFormat.PATH, session_token='TOKENSECRET')
-    assert storage.bucket_name == 'test-bucket' and storage.default_acl == 'public-read'
-    assert storage.access_key == 'AKSECRET' and storage.addressing_style == 'path'
-    assert storage.security_token == 'TOKENSECRET'
-    path, args, kwargs = storage.deconstruct()
-    assert (path, args, kwargs) == ('minis3storage.S3Storage', (), {
+    assert (storage.access_key, storage.security_token) == ('AKSECRET', 'TOKENSECRET')
+    assert storage.deconstruct() == ('minis3storage.S3Storage', (), {
         'bucket_name': 'test-bucket', 'default_acl': 'public-read', 'addressing_style': 'path'})
-    for text in (repr(storage), repr(storage.deconstruct()), repr(pickle.dumps(storage)),
-                 repr(vars(storage))):
-        assert not any(secret in text for secret in secrets)
+    assert not re.search('AKSECRET|SECRETKEY|TOKENSECRET', repr([
+        storage, storage.deconstruct(), pickle.dumps(storage), vars(storage)]))
     again = pickle.loads(pickle.dumps(storage))
     assert again.deconstruct() == storage.deconstruct() and again.access_key is None
     for twin in (copy.copy(storage), copy.deepcopy(storage)):
@@ -2704,37 +2633,26 @@ def test_the_constructor_of_2008_and_what_it_leaves_behind(memory):
 SSE_KEY = 'x-amz-server-side-encryption-customer-key'
 
 
-@pytest.mark.parametrize('options', [
-    {'bukket': 1}, {'bucket_name': 'b', 'location': '/'}, {},
-    {'aws_secret_access_key': 'SECRETKEY'},
-    {'bucket_name': 'b', 'endpoint_url': 'http://127.0.0.1:1', 'max_attempts': 1},
-    {'bucket_name': 'b', 'headers': {SSE_KEY: 'SECRETKEY', 'bad name': ''}}, {'max_attempts': 'x'},
-    {'secret_key': b'SECRETKEY', 'max_attempts': 'x'}, {'secret_key': 'SECRETKEY '},
-    {'bucket_name': 'b', 'endpoint_url': 'https://127.0.0.1:1', 'verify': '/none', 'proxies': {
-        'https': 'http://u:SECRETKEY@127.0.0.1:1'}}, {'by settings': 1}, {'by environment': 1}])
-def test_no_secret_in_any_frame_of_a_traceback(options, monkeypatch):
-    """Error reports (Sentry, the 500 page) show the repr of every local."""
-    secret, options = 'SECRET' + 'KEY', dict(options)
-    given = dict({'access_key': 'a', 'secret_key': secret, 'session_token': secret}, **options)
-    settings = dict(AWS_SECRET_ACCESS_KEY=secret, AWS_S3_MAX_ATTEMPTS='x', AWS_HEADERS={
-        SSE_KEY: secret}) if options.pop('by settings', 0) else {}
-    if options.pop('by environment', 0):
-        monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', secret + ' ')
-        monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'a')
-        given = {'bucket_name': 'b'}
-    if settings:
-        given = {}
-    with override_settings(**settings):
-        with pytest.raises((ImproperlyConfigured, Unreachable, ValueError)) as caught:
-            S3Storage(**given).exists('x')
-    error, traceback = caught.value, caught.value.__traceback__.tb_next  # the first is this one
-    assert traceback and secret not in str(error)
-    while error:
-        while traceback:
-            assert secret not in repr(traceback.tb_frame.f_locals), traceback.tb_frame
-            traceback = traceback.tb_next
-        error = error.__cause__ or error.__context__
-        traceback = error and error.__traceback__
+@pytest.mark.parametrize('options, settings, environ', [
+    (dict({'access_key': 'a', 'secret_key': 'SECRETKEY', 'session_token': 'SECRETKEY'}, **options),
+     {}, {}) for options in (
+        {'bukket': 1}, {'bucket_name': 'b', 'location': '/'}, {}, {'max_attempts': 'x'},
+        {'aws_secret_access_key': 'SECRETKEY'}, {'secret_key': 'SECRETKEY '},
+        {'bucket_name': 'b', 'endpoint_url': 'http://127.0.0.1:1', 'max_attempts': 1},
+        {'bucket_name': 'b', 'headers': {SSE_KEY: 'SECRETKEY', 'bad name': ''}},
+        {'secret_key': b'SECRETKEY', 'max_attempts': 'x'},
+        {'bucket_name': 'b', 'endpoint_url': 'https://127.0.0.1:1', 'verify': '/none', 'proxies': {
+            'https': 'http://u:SECRETKEY@127.0.0.1:1'}})] + [
+    ({}, {'AWS_SECRET_ACCESS_KEY': 'SECRETKEY', 'AWS_S3_MAX_ATTEMPTS': 'x',
+          'AWS_HEADERS': {SSE_KEY: 'SECRETKEY'}}, {}),
+    ({'bucket_name': 'b'}, {}, {'AWS_SECRET_ACCESS_KEY': 'SECRETKEY ', 'AWS_ACCESS_KEY_ID': 'a'})])
+def test_no_secret_in_any_frame_of_a_traceback(options, settings, environ, monkeypatch):
+    for pair in environ.items():
+        monkeypatch.setenv(*pair)
+    with override_settings(**settings), pytest.raises((
+            ImproperlyConfigured, Unreachable, ValueError)) as caught:
+        S3Storage(**options).exists('x')
+    assert 'SECRETKEY' not in reported(caught.value)
 
 
 def test_no_secret_in_pickles_of_subclasses():
@@ -2759,15 +2677,9 @@ def test_no_secret_in_pickles_of_subclasses():
         'headers': {'Cache-Control': 'max-age=1'}}
 
 
-def test_static_storages_are_not_there_yet():
-    for cls in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage):
-        with pytest.raises(NotImplementedError, match='not in this version'):
-            cls()
-
-
 @pytest.mark.parametrize('text', [
-    'STORAGES = {"default": {"BACKEND": "minis3storage.S3Storage", "OPTIONS": {"bucket_name": "b", '
-    '"calling_format": CallingFormat.SUBDOMAIN}}}',
+    'STORAGES = {"default": {"BACKEND": "minis3storage.S3Storage", "OPTIONS": {'
+    '"bucket_name": "b", "calling_format": CallingFormat.SUBDOMAIN}}}',
     'DEFAULT_FILE_STORAGE = "minis3storage.S3Storage"\nAWS_STORAGE_BUCKET_NAME = "b"\n'
     'AWS_CALLING_FORMAT = CallingFormat.SUBDOMAIN'], ids=['STORAGES', 'DEFAULT_FILE_STORAGE'])
 def test_django_finds_the_storage_by_its_settings(tmp_path, text):
@@ -2776,26 +2688,25 @@ def test_django_finds_the_storage_by_its_settings(tmp_path, text):
     # A module: settings.configure() of Django 4.2 loses the OPTIONS.
     (tmp_path / 'settings.py').write_text(
         'from minis3storage import CallingFormat\nSECRET_KEY = "x"\n' + text)
-    code = ('from django.core.files.storage import default_storage as s; '
-            'assert (s.bucket_name, s.addressing_style) == ("b", "virtual")')
-    environ = dict(os.environ, DJANGO_SETTINGS_MODULE='settings',
-                   PYTHONPATH=os.pathsep.join([str(tmp_path), HERE]))
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, env=environ)
+    python('from django.core.files.storage import default_storage as s; '
+           'assert (s.bucket_name, s.addressing_style) == ("b", "virtual")', env=dict(
+               os.environ, DJANGO_SETTINGS_MODULE='settings',
+               PYTHONPATH=os.pathsep.join([str(tmp_path), HERE])))
 
 
 # ---- 11. Command line --------------------------------------------------------------------------
 
 
-def test_the_command_prints_version_and_digest():
-    def run(*arguments):
-        return subprocess.run([sys.executable, '-m', 'minis3storage'] + list(arguments), cwd=HERE,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_the_command_and_what_is_not_there_yet():
     with open(minis3storage.__file__, 'rb') as file:
         digest = hashlib.sha256(file.read()).hexdigest()
-    assert run().stdout.decode().split() == [
+    command = [sys.executable, '-m', 'minis3storage']
+    assert subprocess.check_output(command, cwd=HERE).decode().split() == [
         'minis3storage', minis3storage.__version__, 'sha256', digest]
-    refused = run('check')
-    assert refused.returncode and b'NotImplementedError' in refused.stderr
+    for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage,
+                 partial(minis3storage.main, ['check'])):
+        with pytest.raises(NotImplementedError, match='this version'):
+            call()
 
 
 # ---- The story, from README.rst ----------------------------------------------------------------
