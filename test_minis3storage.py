@@ -11,7 +11,6 @@ requests are compared with botocore's (100).
 import ast
 import base64
 import copy
-import csv
 import doctest
 import errno
 import gc
@@ -468,6 +467,12 @@ class Peer(http.server.BaseHTTPRequestHandler):
         if cut:
             raise ConnectionError('cut')
 
+    def wait(self, seconds=5):
+        self.server.stopping.wait(seconds)
+
+    def close(self):
+        self.connection.close()
+
     def reset(self):
         """End the connection with a RST."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
@@ -875,15 +880,7 @@ OK, SECOND, FORGED = answer(b'hello'), answer(b'second'), answer(b'forged')
 CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n'
 KEYS = Credentials('AKIDEXAMPLE', 'very+secret/key', 'session-token-in-full')
 LOGIN, BASIC = 'http://us%65r:p%40ss@', 'Basic ' + base64.b64encode(b'user:p@ss').decode()
-RESET, HEAD_ONLY = Peer.reset, partial(Peer.ask, body=False)
-
-
-def CLOSE(peer):
-    peer.connection.close()
-
-
-def WAIT(peer, seconds=5):
-    peer.server.stopping.wait(seconds)
+CLOSE, RESET, WAIT, HEAD_ONLY = Peer.close, Peer.reset, Peer.wait, partial(Peer.ask, body=False)
 
 
 def say(raw):
@@ -1019,7 +1016,6 @@ def test_body_left_unread_drops_the_connection(wire, raw):
     (OK.replace(b'5', b'five'), None, 'left'), (OK.replace(b'5', b'-5'), None, 'left'),
     (OK.replace(b'5', b'5 '), b'hello', 'kept'), (OK.replace(b'1.1', b'1.0'), b'hello', 'left'),
     (answer(b'hello', '200 OK', 'Connection: close'), b'hello', 'left'),
-    (b'HTTP/1.0 200 OK\r\nConnection: keep-alive' + OK[15:], b'hello', 'kept'),
     (b'HTTP/1.0 200 OK\r\n\r\nhello', b'hello', 'cut'), (OK[:17] + b'\r\nhello', b'hello', 'cut'),
     (CHUNKED + b'2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nTrailer: 1\r\n\r\n', b'hello', 'kept'),
     (CHUNKED + b'0\r\n' + b'Trailer: 1\r\n' * 2000, None, 'left'),
@@ -1027,10 +1023,7 @@ def test_body_left_unread_drops_the_connection(wire, raw):
     (CHUNKED.replace(b'chunk', b'gzip, chunk') + b'0\r\n\r\n', None, 'left'),
     (b'HTTP/1.1 204 No Content\r\n\r\n', b'', 'kept'), (b'hello\r\n\r\n', None, 'left'),
     (b'HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n', b'', 'kept'),
-    (OK.replace(b'1.1', b'2'), None, 'left'), (OK.replace(b'200', b'2000'), None, 'left'),
-    (answer(b'hello', '200 OK', *['x: y'] * 200), None, 'left'),
     (answer(b'', '307 X', 'Location: http://127.0.0.1:9/'), b'', 'kept'),
-    (answer(b'', '301 X', 'Location: http://127.0.0.1:9/'), b'', 'kept'),
     (b'HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 100 \r\n\r\n' + OK, b'hello', 'kept')] + [
     (b'HTTP/1.1 %d X\r\n\r\n' % status * times + end, body, after) for status in (100, 102, 103)
     for times, end, body, after in ((3, OK, b'hello', 'kept'), (5000, b'', None, 'left'))])
@@ -1087,8 +1080,7 @@ def test_early_answer_to_a_large_body(wire, seconds, secure):
     assert (refusal.status, refusal.read(9)) == (403, b'no')
     second = send(servers[0])
     assert (second.read(9), second.resent, servers[0].connections) == (b'second', False, 2)
-    with pytest.raises(Unreachable):
-        send_large(servers[1])
+    pytest.raises(Unreachable, send_large, servers[1])
 
 
 def test_slow_line_that_moves_is_not_timed_out(wire, monkeypatch):
@@ -1355,8 +1347,7 @@ def test_refused_keys(memory, bucket, localhost, name):
     calls += [partial(bucket.upload_part, 'key', '', 1, b''),  # Ceph would replace the object
               partial(bucket.abort_multipart_upload, 'key', '')]
     for call in calls:
-        with pytest.raises(ValueError):
-            call()
+        pytest.raises(ValueError, call)
     assert memory.requests == []
     for key in dots:  # in subdomain style nobody resolves them
         virtual.put_object(key, key.encode())
@@ -1437,9 +1428,9 @@ def test_conditional_put(memory, bucket):
         ['*'] * 3 + [None, '*', None, None]) and memory.objects['key'].body == b'newer'
 
 
-def no_md5(data=b'', **options):
+def no_md5(data=b''):
     """hashlib.md5 of a Python before 3.9 under FIPS."""
-    raise TypeError if options else ValueError
+    raise ValueError
 
 
 NO_MD5 = SimpleNamespace(sha256=hashlib.sha256, md5=no_md5)
@@ -1504,8 +1495,7 @@ def test_mending(memory, caplog, name, faults, mended):
             bucket.put_object('key', b'')
             assert len(memory.requests) == 3 * number
     if not mended:
-        with pytest.raises(S3Error):
-            operate(bucket, name)
+        pytest.raises(S3Error, operate, bucket, name)
         assert len(memory.requests) == len(faults)
     assert bucket.region in ('eu-central-1', 'eu-west-3')
     assert [bool(re.search('eu-west-3, not eu-central-1.*AWS_S3_REGION_NAME', record.getMessage()))
@@ -1652,7 +1642,7 @@ def browse(url, method='GET', body=None, headers=()):
 
 
 def test_hostile_keys(anywhere):
-    """300 keys come back byte for byte, each with its own content; 1,100 are listed."""
+    """300 keys come back byte for byte, each with its own content, and are listed."""
     def trip(key):
         etag, body = anywhere.put_object(key, key.encode()), key.encode()
         return (anywhere.get_object(key).read(2000) == body and
@@ -1668,25 +1658,24 @@ def test_hostile_keys(anywhere):
         if {'.', '..'}.isdisjoint(key.split('/')):
             keys.add(key)
     assert max(len(key.encode()) for key in keys) == 1024
-    many = [anywhere.prefix + 'many+/%s/%d' % ('aé'[number % 2], number) for number in range(1010)]
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(trip, sorted(keys))) == {True}
-        list(pool.map(partial(anywhere.put_object, body=b''), many))
-        for start in '', '/', '//':
-            for size in 100, 1000:
-                assert [entry.key for entry in listed(
-                    anywhere, start + anywhere.prefix, '', size)] == sorted((
-                        key for key in keys.union(many) if key.startswith(
-                            start + anywhere.prefix)), key=str.encode)
-        pages = list(anywhere.list_objects(anywhere.prefix + 'many', '/'))
-        assert pages == [([], [anywhere.prefix + 'many+/'])]
-        pages = list(anywhere.list_objects(anywhere.prefix + 'many+/', '/', 1))
-        assert [page for page in pages if page != ([], [])] == [
-            ([], [anywhere.prefix + 'many+/%s/' % name]) for name in 'aé']
-        list(pool.map(anywhere.delete_object, many[1000:]))
-    anywhere.delete_objects(many[:1000])
-    anywhere.delete_objects(keys)
-    assert not any(listed(anywhere, start + anywhere.prefix) for start in ('', '/', '//'))
+        list(pool.map(partial(anywhere.put_object, body=b''), [
+            anywhere.prefix + 'many+/%s/%d' % pair for pair in itertools.product('aé', (1, 2))]))
+    pages = list(anywhere.list_objects(anywhere.prefix + 'many', '/'))
+    assert pages == [([], [anywhere.prefix + 'many+/'])]
+    pages = list(anywhere.list_objects(anywhere.prefix + 'many+/', '/', 1))
+    assert [page for page in pages if page != ([], [])] == [
+        ([], [anywhere.prefix + 'many+/%s/' % name]) for name in 'aé']
+    anywhere.delete_objects(entry.key for entry in listed(anywhere, anywhere.prefix + 'many'))
+    for start in '', '/', '//':
+        expected = sorted((key for key in keys if key.startswith(start + anywhere.prefix)),
+                          key=str.encode)
+        for size in 100, 1000:
+            assert expected == [entry.key for entry in listed(
+                anywhere, start + anywhere.prefix, '', size)]
+        anywhere.delete_objects(expected)
+        assert listed(anywhere, start + anywhere.prefix) == []
 
 
 def test_operations(anywhere):
@@ -1700,8 +1689,7 @@ def test_operations(anywhere):
     losing.transport = SimpleNamespace(send=send)
     key, body = anywhere.prefix + '/a+b %41~*\'&=;#?"<\\é 漢/😀//', b'0123456789'
     etag = losing.put_object(key, body, if_none_match=True)
-    with pytest.raises(PreconditionFailed):
-        anywhere.put_object(key, body, if_none_match=True)
+    pytest.raises(PreconditionFailed, anywhere.put_object, key, body, if_none_match=True)
     assert len(sent) == 3 and anywhere.head_object(key)['ETag'] == etag == etag_of(body)
     for span, status, part in [
             ((), 200, body), ((3,), 206, body[3:]), ((3, 5), 206, b'34'), ((None, 2), 206, b'01'),
@@ -1725,8 +1713,7 @@ def test_operations(anywhere):
         anywhere.abort_multipart_upload(key, gone)
         assert anywhere.list_parts(key, gone) == []
         anywhere.delete_object(key)
-    with pytest.raises(NoSuchKey):
-        anywhere.get_object(key)
+    pytest.raises(NoSuchKey, anywhere.get_object, key)
 
 
 def test_headers_and_urls(anywhere):
@@ -1759,8 +1746,7 @@ def test_headers_and_urls(anywhere):
 @pytest.mark.wire
 @pytest.mark.parametrize('anywhere', ['path', 'virtual'], indirect=True)
 @pytest.mark.parametrize('case, status', [
-    ('', 204), ('key', 403), ('content-type', 403), ('size', 400), ('expired', 403),
-    ('x-amz-signature', 403), ('x-amz-meta-a', 403), ('policy', 403)])
+    ('', 204), ('content-type', 403), ('size', 400), ('expired', 403), ('policy', 403)])
 def test_forms(anywhere, case, status):
     """A form is taken as it is, and refused when `case` breaks it."""
     if case == 'expired':
@@ -1768,8 +1754,8 @@ def test_forms(anywhere, case, status):
     key = anywhere.prefix + 'a+é.txt'
     form = anywhere.presigned_post(key, 60, [['content-length-range', 1, 9]],
                                    {'content-type': 'text/plain'})
-    if case in form['fields'] or case == 'x-amz-meta-a':
-        form['fields'][case] = form['fields'].get(case, '')[:-4] + 'beef'
+    if case in form['fields']:
+        form['fields'][case] = form['fields'][case][:-4] + 'beef'
     text = ''.join('--limit\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % pair
                    for pair in list(form['fields'].items()) + [
                        ('file"; filename="f', 'too large!' if case == 'size' else 'content')])
@@ -1819,23 +1805,27 @@ def test_reader_seeks_as_a_file_does(reader):
                                   (0, 0, 1), (199999, 0, 5), (300000, 0, 5), (7, 0, -1)]:
         assert file.seek(offset, whence) == disk.seek(offset, whence)
         assert file.read(count) == disk.read(count) and file.tell() == disk.tell()
-    with pytest.raises(ValueError):
-        raw.seek(-1)
+    pytest.raises(ValueError, raw.seek, -1)
     raw.close()
     for call in (raw.readall, lambda: raw.readinto(bytearray(1))):
-        with pytest.raises(ValueError):
-            call()
+        pytest.raises(ValueError, call)
 
 
 @pytest.mark.parametrize('size', [100000, 100])
-@pytest.mark.parametrize('ignores', [None, 'ignore-if-match', 'ignore-range'])
-def test_no_mixture_of_two_versions_is_read(memory, reader, ignores, size):
-    old = reader(100000)
+@pytest.mark.parametrize('fault, match', [
+    (None, 'replaced'), ('ignore-if-match', 'replaced'), ('ignore-range', 'replaced'),
+    ((206, {'Content-Range': 'bytes 0-34463/100000'}, bytes(34464)), 'is that S3'),
+    ((206, {'ETag': etag_of(b'a' * 100000), 'Content-Range': 'bytes 0-34463/100000'},
+      bytes(34464)), 'asked for bytes from 65536')])
+def test_no_mixture_of_two_versions_is_read(memory, bucket, fault, match, size):
+    memory.put('k', b'a' * 100000)
+    reader = Reader(bucket, 'k')
     memory.put('k', b'b' * size)
-    if ignores:
-        memory.fault(ignores)
-    with pytest.raises(ObjectChanged):
-        old.readall()
+    if fault:
+        memory.fault(fault)
+    with pytest.raises(S3Error, match=match) as caught:
+        reader.readall()
+    assert isinstance(caught.value, ObjectChanged) is (match == 'replaced')
 
 
 @pytest.mark.parametrize('fault, times', [('ignore-range', 9), ('short', 3)])
@@ -1850,21 +1840,13 @@ def test_what_servers_do_to_ranges(memory, reader, fault, times):
         'bytes=0-65535', 'bytes=32768-65535', 'bytes=49152-65535']
 
 
-def test_a_range_that_is_not_the_one_asked_for_is_an_error(memory, reader):
-    raw = reader(100000)
-    memory.fault((206, {'ETag': raw.etag, 'Content-Range': 'bytes 0-34463/100000'}, b'a' * 34464))
-    with pytest.raises(S3Error, match='asked for bytes from 65536'):
-        raw.readall()
-
-
 @pytest.mark.parametrize('opened', [False, True], ids=['Reader', 'S3File'])
 def test_what_failed_can_be_read_again(memory, reader, opened):
     raw = reader(200000)
     file = storage_on(memory).open('k') if opened else raw
     assert file.read(10) == raw.body[:10]
     memory.fault('403 AccessDenied')
-    with pytest.raises(AccessDenied):
-        file.read()
+    pytest.raises(AccessDenied, file.read)
     assert file.tell() == 10 and file.read(50000) == raw.body[10:50010]
     assert file.read() == raw.body[50010:] and file.read() == b'' and file.tell() == 200000
 
@@ -1926,14 +1908,12 @@ def test_writer_is_whole_or_absent(memory, bucket):
     out = writer()
     out.discard()
     out.close()
-    with pytest.raises(ValueError):
-        out.write(b'')
+    pytest.raises(ValueError, out.write, b'')
     with pytest.raises(io.UnsupportedOperation):
         writer().read(1)
     memory.fault('403 AccessDenied')
     out = writer()
-    with pytest.raises(AccessDenied):
-        out.close()
+    pytest.raises(AccessDenied, out.close)
     assert out.closed and memory.objects['k'].body == b'12345'
 
 
@@ -1958,8 +1938,7 @@ def test_the_standard_library_and_pillow_work_on_files(storage, shared_s3):
         member.size = len(content)
         packed.addfile(member, io.BytesIO(content))
     Image.effect_noise((640, 480), 90).save(picture, 'PNG')
-    for name, body in (('a.zip', zipped), ('a.tar', tarred), ('a.png', picture),
-                       ('a.csv', io.BytesIO('ä;b\r\n1;2\r\n'.encode()))):
+    for name, body in (('a.zip', zipped), ('a.tar', tarred), ('a.png', picture)):
         storage.save(name, body)
     with opened('a.zip', 7) as file, zipfile.ZipFile(file) as packed:
         assert packed.read('content') == content and packed.read('first') == b'first'
@@ -1972,10 +1951,6 @@ def test_the_standard_library_and_pillow_work_on_files(storage, shared_s3):
         image = Image.open(file)
         image.thumbnail((64, 64))
         assert image.size == (64, 48)
-    with storage.open('a.csv', 'r') as file:
-        assert list(csv.reader(file, delimiter=';')) == [['ä', 'b'], ['1', '2']]
-    with io.TextIOWrapper(storage.open('a.csv').file, 'utf-8', newline='') as file:
-        assert file.read() == 'ä;b\r\n1;2\r\n'
 
 
 @pytest.mark.parametrize('number, sent, part_size, size, length', [
@@ -1990,17 +1965,14 @@ def test_part_length(number, sent, part_size, size, length):
         assert length * 10000 >= size
 
 
-class Trickle:
-    """Content that cannot seek and does not know its size; exceptions in it are raised."""
-
-    def __init__(self, *pieces):
-        self.pieces = pieces
-
-    def chunks(self, chunk_size=None):
-        for piece in self.pieces:
+def trickle(*pieces):
+    """Return content that cannot seek or tell its size; exceptions in it are raised."""
+    def chunks(chunk_size=None):
+        for piece in pieces:
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
+    return SimpleNamespace(chunks=chunks)
 
 
 def leftovers(storage):
@@ -2023,7 +1995,7 @@ def test_large_content_goes_in_parts(make, concurrency, tmp_path):
     lying = ContentFile(body)
     lying.size = 3
     stream = File(gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(body, 1))))  # tells no size
-    for content in (stream, ContentFile(body), Trickle(body[:7], body[7:]), lying, upload,
+    for content in (stream, ContentFile(body), trickle(body[:7], body[7:]), lying, upload,
                     (tmp_path / 'file').open('rb'), SimpleUploadedFile('s', body)):
         name = storage.save('big', content)
         assert storage.open(name).read() == body
@@ -2033,7 +2005,7 @@ def test_large_content_goes_in_parts(make, concurrency, tmp_path):
             file.write('ü' * MIB)
         assert not storage.exists('text')
     storage.save('copy', storage.open('text'))
-    storage.save('trickle', Trickle(*['ü' * MIB] * 6))
+    storage.save('trickle', trickle(*['ü' * MIB] * 6))
     for name in 'text', 'copy', 'trickle':
         assert storage.open(name).read() == 'ü'.encode() * 6 * MIB
     assert not leftovers(storage)
@@ -2057,7 +2029,7 @@ def test_an_upload_that_does_not_end_leaves_nothing(make, end):
             file.write(block)
             raise end
         with pytest.raises(end):
-            storage.save('k', Trickle(block, end()))
+            storage.save('k', trickle(block, end()))
     assert storage.open('k').read() == b'old' and not leftovers(storage)
 
 
@@ -2080,8 +2052,7 @@ def test_faults_of_an_upload(memory, bucket, fault, method, part, stored):
 def test_one_connection_fails_at_the_part_that_fails(memory, bucket):
     memory.fault('403 AccessDenied', method='PUT')
     out = Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=1)
-    with pytest.raises(AccessDenied):
-        out.write(bytes(5 * MIB + 1))
+    pytest.raises(AccessDenied, out.write, bytes(5 * MIB + 1))
     assert out.closed and not memory.uploads
 
 
@@ -2096,8 +2067,7 @@ def test_a_failed_write_ends_the_upload_at_once_and_joins_its_parts_first(memory
     bucket.abort_multipart_upload = lambda *args: done.append('abort') or abort(*args)
     memory.fault('403 AccessDenied', method='PUT')
     out = Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=2)
-    with pytest.raises(AccessDenied):
-        out.write(bytes(20 * MIB))
+    pytest.raises(AccessDenied, out.write, bytes(20 * MIB))
     assert out.closed and not memory.uploads and done == [1, 2, 'abort']
     out.close()
     assert done == [1, 2, 'abort'] and memory.requests[-1].method == 'GET'
@@ -2109,13 +2079,17 @@ def test_a_key_taken_in_between_is_left_alone(memory, size):
     with pytest.raises(FileExistsError), storage.open('k', 'xb') as file:
         file.write(bytes(size))
         memory.put('k', b'theirs')
-    memory.fault('404 NoSuchKey', method='HEAD')
+    memory.fault('404', method='HEAD')
     name = storage.save('k', ContentFile(bytes(size)))
     assert name != 'k' and memory.objects[name].body == bytes(size)
-    memory.fault('404 NoSuchKey', method='HEAD')
-    with pytest.raises(FileExistsError):  # what cannot be read again
-        storage.save('k', Trickle(bytes(size)))
+    memory.fault('404', method='HEAD')  # what cannot be read again is no second name's
+    pytest.raises(FileExistsError, storage.save, 'k', trickle(bytes(size)))
+    memory.fault('ignore-if-none-match', method='PUT')  # the look alone has to do
+    assert storage.save('k', ContentFile(b'')) != 'k' and not memory.faults
     assert memory.objects['k'].body == b'theirs' and not memory.uploads
+    storage = storage_on(memory, file_overwrite=True)
+    requests_of(memory)
+    assert storage.save('k', ContentFile(b'x')) == 'k' and requests_of(memory) == ['PUT k']
 
 
 @pytest.mark.filterwarnings('ignore::ResourceWarning')
@@ -2124,8 +2098,7 @@ def test_finalizers_end_quietly(memory, bucket, monkeypatch):
     """Those of a writer that was never made, and of one dropped where warnings are errors."""
     ignored = []
     monkeypatch.setattr(sys, 'unraisablehook', ignored.append, raising=False)  # new in 3.8
-    with pytest.raises(ValueError):
-        Writer(bucket, 'k', {'bad name': ''})
+    pytest.raises(ValueError, Writer, bucket, 'k', {'bad name': ''})
     gc.collect()
     assert ignored == []
     with warnings.catch_warnings():
@@ -2176,7 +2149,7 @@ def test_sse_c_keys_go_with_every_request(memory):
     key = {'x-amz-server-side-encryption-customer-' + name: name for name in (
         'algorithm', 'key', 'key-md5')}
     storage = storage_on(memory, headers=key, part_size=5 * MIB)
-    storage.save('k', Trickle(bytes(6 * MIB)))
+    storage.save('k', trickle(bytes(6 * MIB)))
     storage.size('k'), storage.open('k').read()
     for record in memory.requests:
         last = record.method == 'POST' and 'uploadId' in record.query
@@ -2283,22 +2256,18 @@ def test_properties_methods_and_callables_are_asked_on_each_use():
 
 @pytest.mark.parametrize('given, words', [
     ({'bukket_name': 'x'}, "did you mean 'bucket_name'"), ({'zzz': 1}, "no option 'zzz'"),
-    ({'bucket': 'a', 'bucket_name': 'b'}, 'given twice'),
-    ({'location': '/media'}, 'AWS_LOCATION'), ({'location': 'a/../b'}, 'relative'),
-    ({'location': 'a//b'}, 'relative'), ({'location': 'a\\b'}, 'relative'),
+    ({'bucket': 'a', 'bucket_name': 'b'}, 'given twice'), ({'location': '/media'}, 'AWS_LOCATION'),
+    ({'location': 'a/../b'}, 'relative'), ({'location': 'a//b'}, 'relative'),
+    ({'location': 'a\\b'}, 'relative'), ({'AWS_LOCATION': 'a'}, 'location'), ({}, 'no bucket'),
     ({'querystring_expire': 604801}, '604800'), ({'querystring_expire': True}, 'number'),
     ({'querystring_expire': 'soon'}, 'AWS_QUERYSTRING_EXPIRE'), ({'part_size': 1}, '5242880'),
     ({'addressing_style': 'sideways'}, 'AWS_CALLING_FORMAT'), ({'use_ssl': 'perhaps'}, 'True'),
     ({'headers': 7}, 'AWS_HEADERS'), ({'bucket_name': 7}, 'text is wanted'),
-    ({'custom_domain': 'https://cdn.example.com'}, 'no scheme'),
-    ({'AWS_LOCATION': 'a'}, 'location'),
     ({'headers': {'a b': 'c'}}, 'AWS_HEADERS'), ({'read_timeout': 0}, '0.001'),
-    ({'max_attempts': 1.5}, 'number'), ({}, 'no bucket'),
+    ({'custom_domain': 'https://cdn.example.com'}, 'no scheme'), ({'max_attempts': 1.5}, 'number'),
     ({'bucket_name': 'a/b'}, "bucket's name"), ({'endpoint_url': 'minio:9000'}, 'http'),
-    ({'part_size': float('inf')}, 'AWS_S3_PART_SIZE'),
-    ({'bucket_name': 'b', 'access_key': 'a'}, 'come together'),
-    ({'bucket_name': 'b', 'access_key': 'a', 'secret_key': ' s'}, 'secret_key'),
-])
+    ({'part_size': float('inf')}, 'AWS_S3_PART_SIZE'), ({'access_key': 'a'}, 'come together'),
+    ({'access_key': 'a', 'secret_key': ' s'}, 'secret_key')])
 def test_bad_options_say_what_is_wanted(given, words):
     with pytest.raises(ImproperlyConfigured) as caught:
         S3Storage(**dict({'bucket_name': 'b'} if given and 'bucket' not in str(given) else {},
@@ -2382,16 +2351,13 @@ def test_the_methods_of_a_storage(storage):
     with storage.open('a/b.txt') as file:
         assert (file.name, file.size, file.read(), file.tell()) == ('a/b.txt', 3, b'one', 3)
     for call in (storage.size, storage.get_modified_time, storage.open):
-        with pytest.raises(FileNotFoundError):
-            call('missing')
+        pytest.raises(FileNotFoundError, call, 'missing')
     assert storage.delete('a/b.txt') is None and storage.delete('a/b.txt') is None
     assert not storage.exists('a/b.txt')
     for name in ('', None):
-        with pytest.raises(ValueError):
-            storage.delete(name)
+        pytest.raises(ValueError, storage.delete, name)
     for call in (storage.get_created_time, storage.get_accessed_time, storage.path):
-        with pytest.raises(NotImplementedError):
-            call('c.txt')
+        pytest.raises(NotImplementedError, call, 'c.txt')
 
 
 @pytest.mark.storage
@@ -2401,10 +2367,8 @@ def test_files_read_and_write_as_on_disk(storage):
         file.writelines(['x\n', 'y'])
         written = file
         assert file.size == 9 and not storage.exists('t')
-        with pytest.raises(TypeError):
-            file.write(b'bytes')
-        with pytest.raises(io.UnsupportedOperation):
-            file.read()
+        pytest.raises(TypeError, file.write, b'bytes')
+        pytest.raises(io.UnsupportedOperation, file.read)
     assert storage.open('t').read() == 'a\r\né\nx\ny'.encode() and written.size == 9
     file = storage.open('t', 'r')
     assert file.read() == 'a\né\nx\ny' and not file.closed
@@ -2425,8 +2389,7 @@ def test_files_read_and_write_as_on_disk(storage):
         with pytest.raises(ValueError, match='opened with'):
             storage.open('t', mode)
     for mode in ('x', 'xb', 'xt'):
-        with pytest.raises(FileExistsError):
-            storage.open('t', mode)
+        pytest.raises(FileExistsError, storage.open, 't', mode)
     with storage.open('x', 'xt') as file:
         file.write('mine')
     assert storage.open('x').read() == b'mine'
@@ -2537,18 +2500,6 @@ def test_threads_that_save_one_name_get_a_name_each(storage):
         names = list(pool.map(save, range(16)))
     assert len(set(names)) == 16
     assert [int(storage.open(name).read()) for name in names] == list(range(16))
-
-
-def test_the_look_protects_where_the_server_ignores_the_condition(memory):
-    memory.put('a.txt', b'theirs')
-    memory.fault('ignore-if-none-match', method='PUT')
-    storage = storage_on(memory)
-    assert storage.save('a.txt', ContentFile(b'ours')) != 'a.txt' and not memory.faults
-    assert memory.objects['a.txt'].body == b'theirs'
-    requests_of(memory)
-    storage = storage_on(memory, file_overwrite=True)
-    assert storage.save('a.txt', ContentFile(b'x')) == 'a.txt'
-    assert requests_of(memory) == ['PUT a.txt'] and memory.objects['a.txt'].body == b'x'
 
 
 def test_long_names_are_cut(storage):
@@ -2726,13 +2677,10 @@ def test_the_story(default):
     """All of README.rst's examples."""
     global _numbers
     _numbers = itertools.count(1)
-    test = doctest.DocTestParser().get_doctest(
-        read('README.rst'), {'Resume': Resume, 'Letter': Letter}, 'README.rst', 'README.rst', 0)
-    assert len(test.examples) > 40
-    report = []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    runner.run(test, out=report.append)
-    assert not runner.failures, ''.join(report)
+    told = doctest.testfile(
+        os.path.join(HERE, 'README.rst'), module_relative=False, encoding='utf-8',
+        optionflags=doctest.ELLIPSIS, globs={'Resume': Resume, 'Letter': Letter})
+    assert told.failed == 0 and told.attempted > 40
 
 
 @pytest.mark.storage
@@ -2757,10 +2705,9 @@ def test_files_outlive_their_objects_unless_a_receiver_deletes_them(default):
 
 def test_readme_fits_a_screen_and_its_settings_work():
     lines = read('README.rst').splitlines()
-    screen = '\n'.join(lines[:40])
-    assert {word for word in (
-        'demo-command', 'test-command', 'silently ignore', '.read()', 'pip install',
-        'libs.storages.', '--no-index') if word not in screen} == set()
+    for words in ('demo-command', 'test-command', 'silently ignore', '.read()', 'pip install',
+                  'libs.storages.', '--no-index'):
+        assert words in '\n'.join(lines[:40])
     assert max(map(len, lines[:40])) <= 120
     cells = [line.split('|')[1:3] for line in lines if line.startswith('|')][1:]
     new, old = {}, {}
@@ -2861,20 +2808,19 @@ def test_the_walls_hold():
 
 
 def test_public_names_are_documented_and_annotated():
-    pairs = [(node.name, node) for node in TREE.body if hasattr(node, 'name')]
-    pairs += [('%s.%s' % (name, node.name), node) for name, cls in pairs if isinstance(
-        cls, ast.ClassDef) for node in cls.body if hasattr(node, 'name')]
-    names = {name: node for name, node in pairs if not re.search(r'(^|\.)_', name)}
-    assert set(minis3storage.__all__) <= set(names) | {'S3StorageFile', 'S3ManifestStaticStorage'}
-    assert [name for name, node in names.items() if not ast.get_docstring(node)] == []
-    bare = []
-    for name, node in names.items():
+    kinds = ast.ClassDef, ast.FunctionDef
+    owners = [TREE] + [node for node in TREE.body if isinstance(node, ast.ClassDef)
+                       and node.name[0] != '_']
+    public = [node for owner in owners for node in owner.body
+              if isinstance(node, kinds) and node.name[0] != '_']
+    assert set(minis3storage.__all__) <= {node.name for node in public} | {
+        'S3StorageFile', 'S3ManifestStaticStorage'}
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+    for node in public:
         if isinstance(node, ast.FunctionDef):
             required = node.args.args[:len(node.args.args) - len(node.args.defaults)]
-            if not node.returns or not all(
-                    arg.annotation or arg.arg in ('self', 'cls') for arg in required):
-                bare.append(name)
-    assert bare == []
+            assert node.returns and all(arg.annotation or arg.arg in ('self', 'cls')
+                                        for arg in required), node.name
 
 
 @pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
@@ -2899,13 +2845,10 @@ def test_the_file_can_be_read_in_an_hour():
 # ---- Packaging ---------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not os.path.isdir(os.path.join(HERE, '.git')), reason='no git checkout')
 def test_the_top_level_is_what_was_decided():
-    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=HERE, stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL) if shutil.which('git') else None
-    if listed is None or listed.returncode:
-        pytest.skip('this is no git checkout')
-    names = {path.partition('/')[0] for path in listed.stdout.decode().split('\0')}
-    assert {name for name in names if not name.startswith('.')} <= {
+    listed = subprocess.check_output(['git', 'ls-files', '-z'], cwd=HERE).decode().split('\0')
+    assert {path.partition('/')[0] for path in listed if path[:1] != '.'} <= {
         '', 'minis3storage.py', 'test_minis3storage.py', 'README.rst', 'setup.py', 'LICENSE',
         'examples', 'benchmarks'}
 
