@@ -243,37 +243,33 @@ class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
               '411 MissingContentLength')
         check('authorization' in record.headers or 'X-Amz-Signature' in record.query,
               '403 AccessDenied')
-        self.verify(record, record.headers, record.query)
+        self.verify(record, record.headers)
 
-    def verify(self, record, headers, query):
+    def verify(self, record, headers):
         """Check the signature in the header or in the query, byte for byte."""
-        digest = hashlib.sha256(record.body).hexdigest()
+        digest, malformed = hashlib.sha256(record.body).hexdigest(), (
+            '400 AuthorizationHeaderMalformed')
         if 'authorization' in headers:
-            code, late = '400 AuthorizationHeaderMalformed', '403 RequestTimeTooSkewed'
-            found = re.match(r'AWS4-HMAC-SHA256 Credential=(\S+), SignedHeaders=(\S+), '
-                             r'Signature=(\w+)$', headers['authorization'])
-            check(found, code)
+            algorithm, _, rest = headers['authorization'].partition(' ')
+            claims = dict(pair.split('=') for pair in rest.split(', '))
+            claims.update({name: headers.get('x-amz-' + name.lower(), '')
+                           for name in ('Date', 'Security-Token')}, Expires='900')
             check(headers.get('x-amz-content-sha256') == digest, '400 XAmzContentSHA256Mismatch')
-            (credential, names, signature), seconds = found.groups(), '900'
-            stamp, token = (headers.get('x-amz-' + name, '') for name in (
-                'date', 'security-token'))
         else:
-            code, late = '400 AuthorizationQueryParametersError', '403 AccessDenied'
-            credential, names, signature, stamp, seconds, algorithm, token = (
-                query.get('X-Amz-' + name, '') for name in (
-                    'Credential', 'SignedHeaders', 'Signature', 'Date', 'Expires', 'Algorithm',
-                    'Security-Token'))
-            digest = 'UNSIGNED-PAYLOAD'
-            check(algorithm == 'AWS4-HMAC-SHA256' and 1 <= int(seconds) <= 604800, code)
-        access_key, _, scope = credential.partition('/')
-        day, region, service = (scope.split('/', 2) + ['', ''])[:3]
+            claims = {name[6:]: value for name, value in record.pairs if name[:6] == 'X-Amz-'}
+            algorithm, digest = claims['Algorithm'], 'UNSIGNED-PAYLOAD'
+            check(1 <= int(claims['Expires']) <= 604800, malformed)
+        stamp, names, token = claims['Date'], claims['SignedHeaders'], claims.get('Security-Token')
+        access_key, day, region, service = claims['Credential'].split('/', 3)
         check(access_key == self.access_key, '403 InvalidAccessKeyId')
-        check(region == self.region, code, {'x-amz-bucket-region': self.region},
+        check(region == self.region, malformed, {'x-amz-bucket-region': self.region},
               Region=self.region)
-        check((day, service) == (stamp[:8], 's3/aws4_request'), code)
-        check(token == self.session_token, '403 InvalidToken')
+        check((algorithm, day, service) == ('AWS4-HMAC-SHA256', stamp[:8], 's3/aws4_request'),
+              malformed)
+        check((token or '') == self.session_token, '403 InvalidToken')
         signed_at = datetime.strptime(stamp + '+0000', '%Y%m%dT%H%M%SZ%z')
-        check(-900 <= (self.now() - signed_at).total_seconds() <= int(seconds), late)
+        age = (self.now() - signed_at).total_seconds()
+        check(-900 <= age <= int(claims['Expires']), '403 RequestTimeTooSkewed')
         check(quote(unquote(record.path), '/~') == record.path, '400 InvalidURI')
         names = names.split(';')
         check({name for name in headers if re.match('(host|content-md5|x-amz-.*)$', name)} <= set(
@@ -283,12 +279,13 @@ class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
         canonical = [record.method, record.path, '&'.join(map('='.join, pairs))] + [
             name + ':' + re.sub('[ \t]+', ' ', headers.get(name, '')).strip(' ')
             for name in sorted(names)] + ['', ';'.join(names), digest]
-        text = '\n'.join(['AWS4-HMAC-SHA256', stamp, scope, hashlib.sha256(
+        scope = [day, region] + service.split('/')
+        text = '\n'.join([algorithm, stamp, '/'.join(scope), hashlib.sha256(
             '\n'.join(canonical).encode('latin-1')).hexdigest()])
         key = ('AWS4' + self.secret_key).encode()
-        for part in scope.split('/') + [text]:
+        for part in scope + [text]:
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-        check(signature == key.hex(), '403 SignatureDoesNotMatch', StringToSign=text)
+        check(claims['Signature'] == key.hex(), '403 SignatureDoesNotMatch', StringToSign=text)
 
     def perform(self, record, ignored=''):
         """Do the work, as if the header `ignored` was not there; give the answer."""
@@ -837,7 +834,6 @@ FORM = minis3storage.CallingFormat
     ('a.b', AWS.replace('s:', ':'), 'auto', 'http://a.b.s3.eu-west-1.amazonaws.com/k'),
     ('bucket', 'HTTPS://H.Example.:443/s3/v1/', 'auto', 'https://h.example/s3/v1/bucket/k'),
     ('bucket', 'http://xn--bcher-kva.example:80', 'auto', 'http://xn--bcher-kva.example/bucket/k'),
-    ('bucket', 'http://localhost:9000', 'auto', 'http://localhost:9000/bucket/k'),
     ('c.example', 'us-east-1', 'vanity', 'https://c.example/k'),
     ('c.example', 'http://h:9000/s3', 3, 'http://c.example/k'),
     ('bucket', 'http://s3.amazonaws.com.evil', 'auto', 'http://s3.amazonaws.com.evil/bucket/k'),
@@ -1955,14 +1951,12 @@ def test_the_standard_library_and_pillow_work_on_files(storage, shared_s3):
 
 @pytest.mark.parametrize('number, sent, part_size, size, length', [
     (1, 0, 8 * MIB, None, 8 * MIB), (1000, 0, 8 * MIB, None, 8 * MIB),
-    (1001, 0, 8 * MIB, None, 16 * MIB), (10000, 0, 8 * MIB, None, 80 * MIB),
+    (1001, 0, 8 * MIB, None, 16 * MIB), (10000, 99, 8 * MIB, 50, 80 * MIB),
     (1, 0, 8 * MIB, 7, 8 * MIB), (9999, 0, 8 * MIB, 80000 * MIB, 8 * MIB),
-    (5000, 1, 8 * MIB, 200 * 1024 * MIB, 21474837), (10000, 99, 8 * MIB, 50, 80 * MIB),
+    (5000, 1, 8 * MIB, 200 * 1024 * MIB, 21474837),  # 10,000 of them are all
     (1, 0, 5 * MIB, 50 * 1024 ** 4, 5 * 1024 ** 3)])
 def test_part_length(number, sent, part_size, size, length):
     assert minis3storage.part_length(number, sent, part_size, size) == length
-    if size and sent < size <= 50000 * 1024 ** 3:
-        assert length * 10000 >= size
 
 
 def trickle(*pieces):
@@ -2481,13 +2475,6 @@ def test_hostile_names_are_refused_by_every_method(memory, name):
     assert not memory.requests
 
 
-def test_names_are_normalised(memory):
-    storage = storage_on(memory)
-    for name in ('a/b', 'a//b', './a/b', 'a\\b', 'a/b/', pathlib.PurePosixPath('a/b')):
-        storage.exists(name)
-    assert requests_of(memory) == ['HEAD a/b'] * 6
-
-
 @pytest.mark.storage
 @pytest.mark.skipif(lacks('conditions'), reason='this server ignores If-None-Match')
 def test_threads_that_save_one_name_get_a_name_each(storage):
@@ -2502,13 +2489,14 @@ def test_threads_that_save_one_name_get_a_name_each(storage):
     assert [int(storage.open(name).read()) for name in names] == list(range(16))
 
 
-def test_long_names_are_cut(storage):
-    assert len(storage.get_available_name('a/' + 'b' * 30 + '.txt', max_length=20)) <= 20
-    over = S3Storage(file_overwrite=True)
-    assert over.get_available_name('a/' + 'b' * 30 + '.txt', max_length=20) == (
-        'a/' + 'b' * 14 + '.txt')
-    with pytest.raises(SuspiciousFileOperation):
-        over.get_available_name('a/b.' + 'x' * 30, max_length=20)
+def test_names_are_normalised_and_cut(memory):
+    storage, over, long = storage_on(memory), S3Storage(file_overwrite=True), 'a/' + 'b' * 30
+    for name in ('a/b', 'a//b', './a/b', 'a\\b', 'a/b/', pathlib.PurePosixPath('a/b')):
+        storage.exists(name)
+    assert requests_of(memory) == ['HEAD a/b'] * 6
+    assert len(storage.get_available_name(long + '.txt', max_length=20)) <= 20
+    assert over.get_available_name(long + '.txt', max_length=20) == 'a/' + 'b' * 14 + '.txt'
+    pytest.raises(SuspiciousFileOperation, over.get_available_name, 'a/b.' + 'x' * 30, 20)
 
 
 def test_errors_are_no_answers(memory):
@@ -2631,12 +2619,9 @@ def test_the_command_and_what_is_not_there_yet():
 
 # ---- The story, from README.rst ----------------------------------------------------------------
 
-_numbers = itertools.count(1)
-
-
-def numbered(instance, filename):
+def numbered(instance, filename, numbers=itertools.count(1)):
     """A callable upload_to that tells how often it was asked."""
-    return 'number-%d/%s' % (next(_numbers), filename)
+    return 'number-%d/%s' % (next(numbers), filename)
 
 
 class Resume(models.Model):
@@ -2675,8 +2660,6 @@ def read(*path):
 @pytest.mark.storage
 def test_the_story(default):
     """All of README.rst's examples."""
-    global _numbers
-    _numbers = itertools.count(1)
     told = doctest.testfile(
         os.path.join(HERE, 'README.rst'), module_relative=False, encoding='utf-8',
         optionflags=doctest.ELLIPSIS, globs={'Resume': Resume, 'Letter': Letter})
@@ -2684,9 +2667,9 @@ def test_the_story(default):
 
 
 @pytest.mark.storage
-def test_files_outlive_their_objects_unless_a_receiver_deletes_them(default):
+def test_files_outlive_their_objects_unless_a_receiver_deletes_them(default, monkeypatch):
     scope = {'receiver': django.dispatch.receiver, 'post_delete': post_delete, 'Resume': Resume}
-    receivers = post_delete.receivers[:]
+    monkeypatch.setattr(post_delete, 'receivers', post_delete.receivers[:])
     block = re.search(r'    @receiver\(post_delete.*?\n\n', read('README.rst'), re.S).group()
     for gone in (False, True):
         resume = Resume()
@@ -2696,7 +2679,6 @@ def test_files_outlive_their_objects_unless_a_receiver_deletes_them(default):
             exec(textwrap.dedent(block), scope)
         resume.delete()
         assert default.exists(name) is not gone
-    post_delete.receivers[:] = receivers
     post_delete.sender_receivers_cache.clear()
 
 
