@@ -1344,8 +1344,7 @@ def test_errors(memory, bucket, fault, kind, attempts, caplog):
         memory.faults, memory.requests = [], []
         caplog.clear()
         memory.fault(fault, times=9)
-        with pytest.raises(kind) as caught:
-            operate(bucket, name)
+        caught = pytest.raises(kind, operate, bucket, name)
         assert type(caught.value) is kind and len(memory.requests) == attempts
         assert attempts == len({record.headers['x-amz-date'] for record in memory.requests})
         assert len({record.body for record in memory.requests}) == 1
@@ -1366,8 +1365,7 @@ def test_error_text(memory, bucket):
     for body in b'', b'<html>', b'<Error><Code>' + b'x' * 70000, document('Error', {
             'Code': 'A\r\nB', 'Message': 'é' + 'm' * 999}):
         memory.fault((404, {'x-amz-request-id': '\x1b\xe9' + 'n' * 999}, body))
-        with pytest.raises(NoSuchKey) as caught:
-            bucket.get_object('key')
+        caught = pytest.raises(NoSuchKey, bucket.get_object, 'key')
         assert re.match('[ -~]{1,700}$', str(caught.value) + caught.value.request_id)
     pauses = []
     bucket = bucket_on(memory, sleep=pauses.append, rand=lambda: 1.0)
@@ -1400,8 +1398,7 @@ def test_conditional_put(memory, bucket):
     memory.fault('304')
     memory.fault('501 No', times=3)
     for kind in FileExistsError, S3Error:  # 501 twice: it was not for the condition
-        with pytest.raises(kind):
-            bucket.put_object('other', b'new', if_none_match=True)
+        pytest.raises(kind, bucket.put_object, 'other', b'new', if_none_match=True)
     for body in b'new', b'newer':  # once: it was, and is left out from now on
         bucket.put_object('key', body, if_none_match=True)
     assert [record.headers.get('if-none-match') for record in memory.requests] == (
@@ -1443,8 +1440,7 @@ def test_lost_answers(memory, bucket, monkeypatch, method, case):
     if case.startswith('ours'):
         assert write(if_none_match=True) == etag and memory.objects['key'].body == b'body'
     else:
-        with pytest.raises(S3Error, match='PreconditionFailed|NoSuchUpload'):
-            write(if_none_match=True)
+        pytest.raises(S3Error, write, if_none_match=True).match('PreconditionFailed|NoSuchUpload')
     assert [record.method for record in memory.requests].count('HEAD') == (case[:3] != 'no ')
 
 
@@ -1519,9 +1515,9 @@ def page_of(*keys, **fields):
     (page_of('p/a+%20', EncodingType='url'), ['p/a  ']), (page_of('p/a')[38:], ['p/a']),
     (page_of('p/a').replace(NAMESPACE.encode(), b''), ['p/a']),
     (page_of('p/a').replace(b'ListB', b'x:ListB').replace(b'xmlns', b'xmlns:x'), ['p/a']),
-    (b'', None), (b'<html><p>Hello', None), (b'<html/>', None),
-    (page_of('p/a')[:-9], None), (page_of('q/a'), None), (page_of('p/a', '../p/b'), None),
-    (page_of(''), None), (page_of(CommonPrefixes={'Prefix': 'q/'}), None),
+    (b'', None), (b'<html/>', None), (page_of('p/a')[:-9], None), (page_of(''), None),
+    (page_of('q/a'), None), (page_of('p/a', '../p/b'), None),
+    (page_of(CommonPrefixes={'Prefix': 'q/'}), None),
     (page_of(CommonPrefixes=''), None), (page_of('p/%FF', EncodingType='url'), None),
     (page_of('p/a', IsTruncated='false', NextContinuationToken=''), ['p/a']),
     (page_of('p/a', IsTruncated='True', NextContinuationToken='x'), None),
@@ -1529,8 +1525,7 @@ def page_of(*keys, **fields):
     (page_of('p/a', IsTruncated='true'), None), (page_of(Contents={'Key': 'p/a'}), None),
     (page_of('p/a').replace(b'>1<', b'>x<'), None), (page_of('p/a').replace(b'2009', b'9'), None),
     (b' ' * (8 << 20) + page_of('p/a'), None),
-    (page_of('p/a').replace(b'<ListB', b'<!DOCTYPE ListBucketResult><ListB', 1), None),
-    (page_of('p/a').replace(b'<ListB', b'<!DOCTYPE x [<!ENTITY y "p">]><ListB', 1), None)])
+    (page_of('p/a').replace(b'<ListB', b'<!DOCTYPE ListBucketResult><ListB', 1), None)])
 def test_pages(memory, bucket, body, keys):
     """A listing is whole or, where `keys` is None, an error; none of these is asked for again."""
     memory.fault((200, {}, body))
@@ -1546,8 +1541,7 @@ def test_pages_follow_their_tokens(memory, bucket):
         memory.fault((200, {}, page_of('a', IsTruncated='true', NextContinuationToken=token)))
     pages = bucket.list_objects()
     assert [next(pages).contents[0].key, next(pages).contents[0].key] == ['a', 'a']
-    with pytest.raises(S3Error, match='came again'):
-        next(pages)
+    pytest.raises(S3Error, next, pages).match('came again')
     stored = [(key, memory.put(key, b'12')) for key in ('key', 'key2')]
     memory.fault('short', skip=1)  # a page that breaks off is asked for again
     assert listed(bucket, '', '', 1) == [
@@ -1566,8 +1560,7 @@ def test_delete_objects(memory, bucket, monkeypatch):
     digest = hashlib.md5(memory.requests[-1].body).digest()
     assert memory.requests[-1].headers['content-md5'] == base64.b64encode(digest).decode()
     monkeypatch.setattr(minis3storage, 'hashlib', NO_MD5)
-    with pytest.raises(S3Error, match='MD5'):
-        bucket.delete_objects('abc')
+    pytest.raises(S3Error, bucket.delete_objects, 'abc').match('MD5')
     assert len(memory.requests) == 4
 
 
@@ -1676,8 +1669,7 @@ def test_operations(anywhere):
         answer = anywhere.get_object(key, *span)
         assert (answer.status, answer.read(99)) == (status, part)
     for span, status in ((10,), '416'), ((0, 1, '"other"'), '412'):
-        with pytest.raises(S3Error, match=status):
-            anywhere.get_object(key, *span)
+        pytest.raises(S3Error, anywhere.get_object, key, *span).match(status)
     upload = anywhere.create_multipart_upload(key, {'x-amz-meta-a': 'b'})
     parts = [b'a' * (5 << 20), b'b']
     etags = [anywhere.upload_part(key, upload, *pair) for pair in enumerate(parts, 1)]
@@ -1836,8 +1828,7 @@ def test_a_body_that_never_comes_ends_in_an_error(memory, bucket):
                          b'Content-Range: bytes 0-1/2\r\nConnection: close\r\n\r\n')
         raise ConnectionError('cut')
     memory.fault(nothing, times=50)
-    with pytest.raises(Unreachable, match='2 bytes before'):
-        Reader(bucket, 'k')
+    pytest.raises(Unreachable, Reader, bucket, 'k').match('2 bytes before')
     assert len(memory.requests) == 1 + minis3storage.MAX_RESUMES
 
 
@@ -2005,8 +1996,7 @@ def test_an_upload_that_does_not_end_leaves_nothing(make, end):
         with pytest.raises(end), storage.open('k', 'wb') as file:
             file.write(block)
             raise end
-        with pytest.raises(end):
-            storage.save('k', trickle(block, end()))
+        pytest.raises(end, storage.save, 'k', trickle(block, end()))
     assert storage.open('k').read() == b'old' and not leftovers(storage)
 
 
@@ -2026,14 +2016,9 @@ def test_faults_of_an_upload(memory, bucket, fault, method, part, stored):
     assert len(memory.objects['k'].body) == stored and not memory.uploads and not memory.faults
 
 
-def test_one_connection_fails_at_the_part_that_fails(memory, bucket):
-    memory.fault('403 AccessDenied', method='PUT')
-    out = Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=1)
-    pytest.raises(AccessDenied, out.write, bytes(5 * MIB + 1))
-    assert out.closed and not memory.uploads
-
-
-def test_a_failed_write_ends_the_upload_at_once_and_joins_its_parts_first(memory, bucket):
+@pytest.mark.parametrize('concurrency, size', [(1, 5 * MIB + 1), (2, 20 * MIB)])
+def test_a_failed_write_ends_the_upload_at_once_and_joins_its_parts_first(
+        memory, bucket, concurrency, size):
     done, upload, abort = [], bucket.upload_part, bucket.abort_multipart_upload
 
     def slowly(key, upload_id, number, body, headers):
@@ -2043,11 +2028,11 @@ def test_a_failed_write_ends_the_upload_at_once_and_joins_its_parts_first(memory
     bucket.upload_part = slowly
     bucket.abort_multipart_upload = lambda *args: done.append('abort') or abort(*args)
     memory.fault('403 AccessDenied', method='PUT')
-    out = Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=2)
-    pytest.raises(AccessDenied, out.write, bytes(20 * MIB))
-    assert out.closed and not memory.uploads and done == [1, 2, 'abort']
+    out = Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=concurrency)
+    pytest.raises(AccessDenied, out.write, bytes(size))
     out.close()
-    assert done == [1, 2, 'abort'] and memory.requests[-1].method == 'GET'
+    assert out.closed and not memory.uploads and done == [1, 2][:concurrency] + ['abort']
+    assert memory.requests[-1].method == 'GET'  # a look for parts that came late
 
 
 @pytest.mark.parametrize('size', [1, 6 * MIB])
@@ -2263,8 +2248,7 @@ def test_keys_of_two_places_are_never_mixed(monkeypatch):
 
 def test_the_environment_is_asked_last(monkeypatch):
     storage = S3Storage(bucket_name='b', region_name='eu-west-1')
-    with pytest.raises(minis3storage.NoCredentials, match='environment'):
-        storage.exists('x')
+    pytest.raises(minis3storage.NoCredentials, storage.exists, 'x').match('environment')
     for name in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY', 'SESSION_TOKEN'):
         monkeypatch.setenv('AWS_' + name, 'env')
     url = storage.url('k')
@@ -2363,8 +2347,7 @@ def test_files_read_and_write_as_on_disk(storage):
         raise ZeroDivisionError
     assert storage.open('t').read() == b''
     for mode in ('a', 'r+', 'w+b', 'U', '', 'rwb'):
-        with pytest.raises(ValueError, match='opened with'):
-            storage.open('t', mode)
+        pytest.raises(ValueError, storage.open, 't', mode).match('opened with')
     for mode in ('x', 'xb', 'xt'):
         pytest.raises(FileExistsError, storage.open, 't', mode)
     with storage.open('x', 'xt') as file:
@@ -2376,11 +2359,9 @@ def test_files_read_and_write_as_on_disk(storage):
 def test_content_is_rewound_and_left_open(storage):
     content = io.BytesIO(b'0123456789')
     content.seek(5)
-    for name in ('a', 'b'):
-        storage.save(name, content)
-        assert storage.open(name).read() == b'0123456789' and not content.closed
-    storage.save('c', storage.open('a'))
-    assert storage.open('c').read() == b'0123456789'
+    for given in content, content, storage.open(storage.save('a', content)):
+        assert storage.open(storage.save('b', given)).read() == b'0123456789'
+        assert not content.closed
 
 
 @pytest.mark.storage
@@ -2487,15 +2468,13 @@ def test_errors_are_no_answers(memory):
     storage = storage_on(memory, max_attempts=1)
     for code, kind in ('403', AccessDenied), ('503 SlowDown', S3Error), ('400', S3Error):
         memory.fault(code)
-        with pytest.raises(kind, match='s3:ListBucket' if code == '403' else '.'):
-            storage.exists('x')
+        pytest.raises(kind, storage.exists, 'x').match('s3:ListBucket' if code == '403' else '.')
     assert storage.exists('x') is False
     for call in (partial(storage.exists, 'x'), partial(storage._save, 'x', ContentFile(b'x')),
                  partial(storage.delete, 'x'), partial(storage.open, 'x'),
                  partial(storage.listdir, '')):
         memory.fault((200, {'Content-Type': 'text/html'}, b'<html><p>Hello'))  # says a portal
-        with pytest.raises(S3Error, match='is that S3'):
-            call()
+        pytest.raises(S3Error, call).match('is that S3')
     assert not memory.objects
 
 
@@ -2518,8 +2497,7 @@ def test_the_constructor_of_2008_and_what_it_leaves_behind():
     assert again.deconstruct() == storage.deconstruct() and again.access_key is None
     for twin in (copy.copy(storage), copy.deepcopy(storage)):
         assert twin.deconstruct() == storage.deconstruct() and twin.secret_key == 'SECRETKEY'
-    with pytest.raises(TypeError, match='positional'):
-        S3Storage(*'abcdef')
+    pytest.raises(TypeError, S3Storage, *'abcdef').match('positional')
 
 
 SSE_KEY = 'x-amz-server-side-encryption-customer-key'
@@ -2597,8 +2575,7 @@ def test_the_command_and_what_is_not_there_yet():
         'minis3storage', minis3storage.__version__, 'sha256', digest]
     for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage,
                  partial(minis3storage.main, ['check'])):
-        with pytest.raises(NotImplementedError, match='this version'):
-            call()
+        pytest.raises(NotImplementedError, call).match('this version')
 
 
 # ---- The story, from README.rst ----------------------------------------------------------------
