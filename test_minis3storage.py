@@ -53,6 +53,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -1022,13 +1023,6 @@ def test_answer_that_stops(wire, start, end):
     assert len(server.requests) <= 3 and not error.final
 
 
-def test_silence_while_connecting(wire):
-    server = wire([WAIT])
-    for proxies in {}, {'https': server.host}:
-        seconds, error = timed(server, scheme='https', proxies=proxies, connect_timeout=.2)
-        assert .15 < seconds < 1 and 'connect_timeout' in str(error) and not error.final
-
-
 @pytest.mark.parametrize('secure', [False, True])
 @pytest.mark.parametrize('seconds', [.1, 1], ids=['then closed', 'then silent'])
 def test_early_answer_to_a_large_body(wire, seconds, secure):
@@ -1148,9 +1142,12 @@ def test_certificates_that_are_not(wire, tls, name, options, verify):
 @pytest.mark.parametrize('scheme', ['http', 'https'])
 def test_unreachable_tells_no_secret(wire, step, scheme, proxied):
     server = wire([step], secure=scheme == 'https' and not proxied)
-    _, error = timed(server.host, bytes(9999), 'PUT', scheme=scheme, verify=False,
-                     read_timeout=.1, connect_timeout=.1,
-                     proxies={scheme: LOGIN + server.host} if proxied else {})
+    seconds, error = timed(server.host, bytes(9999), 'PUT', scheme=scheme, verify=False,
+                           read_timeout=.1, connect_timeout=.3,
+                           proxies={scheme: LOGIN + server.host} if proxied else {})
+    # TLS and CONNECT are part of connecting.
+    assert step is not WAIT or (.25 if scheme == 'https' else .05) < seconds < 1.5
+    assert not error.final
     assert error.__cause__ is error.__context__ is None  # which would have frames of their own
     assert not re.search('very.secret|session-token|p@ss|p%40ss|' + BASIC[6:], reported(error))
 
@@ -1274,17 +1271,11 @@ def skewed(hours, code='403 RequestTimeTooSkewed'):
     return changing(error(code), now=lambda: datetime.now(timezone.utc) + timedelta(hours=hours))
 
 
-class Canned:
-    """A transport that gives these answers in turn, whatever is `sent`."""
-
-    def __init__(self, *answers):
-        self.answers, self.sent = iter(answers), []
-
-    def send(self, request, headers):
-        self.sent.append((request, headers))
-        status, fields = next(self.answers)
-        return SimpleNamespace(status=status, headers=fields, reason='', resent=False,
-                               read=lambda limit: b'')
+def canned(*answers):
+    """Return a transport that gives these (status, headers) in turn."""
+    return mock.Mock(**{'send.side_effect': [
+        SimpleNamespace(status=status, headers=headers, reason='', resent=False,
+                        read=lambda limit: b'') for status, headers in answers]})
 
 
 @pytest.fixture
@@ -1361,12 +1352,12 @@ def test_error_text(memory, bucket):
     (None, None, True), (None, False, False), ('https://s3.to', None, False),
     ('https://s3.to', True, True), ('https://amazonaws.com.s3.to', None, False)])
 def test_headers_of_put(endpoint, checksums, sent):
-    digest, transport = hashlib.sha256(b'body').digest(), Canned(*[(200, {'etag': '"e"'})] * 2)
+    digest, transport = hashlib.sha256(b'body').digest(), canned(*[(200, {'etag': '"e"'})] * 2)
     bucket = Bucket('bucket', source('a', 'b', 'token'), 'eu-west-1', endpoint, 'auto', transport,
                     checksums)
     bucket.upload_part('key', 'id', 1, memoryview(b'body'))
     bucket.put_object('key', b'body', [('Expires', 'a'), ('expires', 'b')])
-    of_part, of_put = (headers for _, headers in transport.sent)
+    of_part, of_put = (call[0][1] for call in transport.send.call_args_list)
     assert of_put['expires'] == 'a,b' and 'x-amz-checksum-sha256' not in of_part
     assert of_put.get('x-amz-checksum-sha256') == (
         base64.b64encode(digest).decode() if sent else None)
@@ -1478,13 +1469,14 @@ def test_redirects(endpoint, location, follows):
     """A 307 is followed once, signed afresh, and only to S3's own hosts."""
     moved, fine = {'location': location}, {'etag': '"e"'}
     for status, last in (302, 302), (307, 307), (307, 200):
-        transport = Canned((status, moved), (last, moved if last != 200 else fine), (200, fine))
+        transport = canned((status, moved), (last, moved if last != 200 else fine), (200, fine))
         bucket = Bucket('bkt', source('a', 's'), endpoint=endpoint, transport=transport)
         goes = follows and status == 307
         with suppress() if goes and last == 200 else pytest.raises(S3Error, match=str(status)):
             bucket.put_object('a b', b'body')
+        asked = [call[0] for call in transport.send.call_args_list[1:]]
         assert [request.scheme + '://' + headers['host'] + request.target
-                for request, headers in transport.sent[1:]] == [location] * goes
+                for request, headers in asked] == [location] * goes
 
 
 def page_of(*keys, **fields):
@@ -2772,8 +2764,6 @@ def test_a_copy_works_under_any_name(form, name, tmp_path, memory):
         pytest.skip('Django %s does not know this setting' % django.get_version())
     package, dotted = tmp_path / 'libs' / 'storages', 'libs.storages.' + name
     package.mkdir(parents=True)
-    for folder in (package, package.parent):
-        (folder / '__init__.py').write_text('')
     shutil.copy(os.path.join(HERE, 'minis3storage.py'), str(package / (name + '.py')))
     # A module: settings.configure() of Django 4.2 loses the OPTIONS.
     (tmp_path / 'own_settings.py').write_text(
