@@ -2829,6 +2829,7 @@ def test_the_command_and_what_is_not_there_yet():
     command = [sys.executable, '-m', 'minis3storage']
     assert subprocess.check_output(command, cwd=HERE).decode().split() == [
         'minis3storage', minis3storage.__version__, 'sha256', digest]
+    assert subprocess.call(command + ['check'], cwd=HERE, stderr=subprocess.DEVNULL) == 1
     for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage,
                  partial(minis3storage.main, ['check'])):
         pytest.raises(NotImplementedError, call).match('this version')
