@@ -1437,10 +1437,11 @@ class Reader(io.RawIOBase):
 
     The first range is fetched at once: NoSuchKey is raised here, and a small object is one
     request. Ranges double while reading goes on in order, from 64 KiB up to `part_size`, and
-    fall back after a seek; one is in memory. `readall` works on `max_concurrency` connections,
-    with so many ranges in memory; 1 starts no thread. All ranges are of one object, else
-    ObjectChanged. `size`, `etag` and `headers` (of the first answer) cost no further request.
-    `headers` given are sent with each (SSE-C keys).
+    fall back after a seek. One is in memory; from the third in order on the next one is fetched
+    meanwhile, in a thread. `readall` works on `max_concurrency` connections, with so many ranges
+    in memory; 1 starts no thread. All ranges are of one object, else ObjectChanged. What one
+    answer holds whole is compared with its checksums. `size`, `etag` and `headers` (of the first
+    answer) cost no further request. `headers` given are sent with each (SSE-C keys).
     """
 
     def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
