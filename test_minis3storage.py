@@ -2246,7 +2246,7 @@ def test_sse_c_keys_go_with_every_request(memory):
                     reason='peak memory is measured on Linux, where _LARGE is set')
 @pytest.mark.parametrize('work, concurrency, most', [
     # MiB: the object or the ranges and parts in memory, and some for threads and interpreter.
-    ('pieces', 1, 12), ('pieces', 4, 12), ('all', 4, 256 + 48), ('write', 1, 20),
+    ('pieces', 1, 12), ('pieces', 4, 32), ('all', 4, 256 + 48), ('write', 1, 20),
     ('write', 4, 46)])
 def test_memory_stays_within_its_bounds(memory, work, concurrency, most):
     memory.put('large', bytes(256 * MIB))
