@@ -446,7 +446,10 @@ _REGION_LABEL = re.compile(
     r'|s3\.([a-z0-9-]+)\.(?:(?:backblazeb2|wasabisys)\.com|scw\.cloud|io\.cloud\.ovh\.(?:net|us))'
     r'|([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com)$')
 #: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
-_AWS_S3 = re.compile(r'(?:^|\.)s3[a-z0-9.-]*\.amazonaws\.(?:com|com\.cn|eu)\Z')
+#: Trap: anyone can have s3me-1.us-east-1.elb.amazonaws.com.
+_AWS_S3 = re.compile(
+    r'(?:^|\.)s3(?:-[a-z0-9-]+)?(?:\.dualstack)?(?:\.[a-z]+-[a-z0-9-]+)?(?:\.vpce)?'
+    r'\.amazonaws\.(?:com|com\.cn|eu)\Z')
 is_aws = _AWS_S3.search
 
 
@@ -758,16 +761,18 @@ class Transport(urllib.request.BaseHandler):
     def send(self, request: Request, headers: Headers) -> Answer:
         """Send `request` with signed `headers`, return the Answer. Unreachable if none came."""
         started, server = time.monotonic(), '%s://%s' % (request.scheme, request.host)
+        outgoing = urllib.request.Request(
+            server + request.target, request.body, headers, method=request.method)
         try:
-            answer = self._opener.open(urllib.request.Request(
-                server + request.target, request.body, headers, method=request.method))
+            answer = self._opener.open(outgoing)
             logger.debug('%s %s -> %d in %.3f s', request.method, request.path, answer.status,
                          time.monotonic() - started)
             return answer
         except (OSError, http.client.HTTPException, ssl.CertificateError) as error:
             advice = next((text for kind, text in self.ADVICE if isinstance(error, kind)), '')
+            by = '' if outgoing.host == request.host else ' by a proxy (proxies, http(s)_proxy)'
             failure = Unreachable(errno.ECONNREFUSED, '%s: %s: %s (%s)' % (
-                server, type(error).__name__, printable(error), advice or 'no answer'))
+                server + by, type(error).__name__, printable(error), advice or 'no answer'))
             failure.final = isinstance(error, ssl.CertificateError) or 'VERIFY' in str(error)
         raise failure  # out here, as in Answer.readinto
 
@@ -919,8 +924,10 @@ def object_headers(parameters: dict) -> dict:
 
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
     """
-    headers = {}
+    headers, parameters = Secret.of({}), Secret.of(parameters)  # as locals, too
     for name, value in parameters.items():
+        if value is None:  # not given
+            continue
         if name not in PARAMETERS and name != 'Metadata' and '-' not in name:
             near = difflib.get_close_matches(name, PARAMETERS, 1)
             raise ValueError('no parameter of an upload: %r%s' % (
@@ -931,9 +938,9 @@ def object_headers(parameters: dict) -> dict:
                             else Header(text, 'utf-8', maxlinelen=sys.maxsize).encode())
                            for word, text in value.items())
         elif name == 'SSECustomerKey':
-            key = value.encode() if isinstance(value, str) else value
-            headers[header] = base64.b64encode(key).decode()
-            headers[header + '-md5'] = base64.b64encode(md5(key).digest()).decode()
+            value = value.encode() if isinstance(value, str) else value
+            headers[header] = base64.b64encode(value).decode()
+            headers[header + '-md5'] = base64.b64encode(md5(value).digest()).decode()
         elif isinstance(value, datetime.datetime):
             value = value.astimezone(datetime.timezone.utc)  # a naive one is local, as with boto
             headers[header] = (format_datetime(value, usegmt=True) if name == 'Expires' else
@@ -964,13 +971,13 @@ def url_parameters(method: str, parameters: dict) -> tuple:
 
     With PUT those of an upload become headers. ValueError for other names.
     """
-    uploads = {name: value for name, value in parameters.items()
-               if method == 'PUT' and (name in PARAMETERS or name == 'Metadata')}
+    uploads = Secret.of({name: value for name, value in parameters.items()
+                         if method == 'PUT' and (name in PARAMETERS or name == 'Metadata')})
     for name in parameters:
         if name not in uploads and name not in READ_PARAMETERS and not name[:1].islower():
             raise ValueError('no parameter of a URL for %s: %r' % (method, name))
     return [(READ_PARAMETERS.get(name, name), str(value)) for name, value in parameters.items()
-            if name not in uploads], object_headers(uploads)
+            if name not in uploads and value is not None], object_headers(uploads)
 
 
 class _Call:
@@ -1530,6 +1537,11 @@ class Reader(io.RawIOBase):
         self._position = max(self._position, self.size)
         return body.getvalue()  # Fact: BytesIO hands its buffer over without a copy
 
+    def close(self) -> None:
+        """Let go of what is in memory: a FieldFile keeps its file when that is closed."""
+        self._held, self._ahead = b'', (None, 0, None)
+        super().close()
+
     def _check_open(self):
         if self.closed:
             raise ValueError('read of a closed file')
@@ -1607,13 +1619,13 @@ class Gunzip(io.RawIOBase):
     """A Reader of an object whose Content-Encoding is gzip as one file of the decoded bytes.
 
     `size` is in the metadata that a Writer leaves, else found by decoding. Beyond 64 MiB and 100
-    times the stored bytes it is an S3Error, so that a bomb fills no memory. Seeking backwards
-    decodes from the beginning.
+    times the stored bytes it is an S3Error: `read()` of a bomb holds no more. Seeking backwards
+    decodes from the beginning. Trap: a `read()` that failed goes on where it failed; seek first.
     """
 
     def __init__(self, reader: Reader):
         super().__init__()
-        self._decoded = gzip.GzipFile(fileobj=reader, mode='rb')
+        self._reader, self._decoded = reader, gzip.GzipFile(fileobj=reader, mode='rb')
         self._limit = max(64 * 1024 ** 2, 100 * reader.size)
         size = reader.headers.get('x-amz-meta-uncompressed-size', '')
         self._size = int(size) if re.match(r'\d{1,15}\Z', size) else None
@@ -1623,6 +1635,11 @@ class Gunzip(io.RawIOBase):
         return True
 
     seekable = readable
+
+    def close(self) -> None:
+        """Close the Reader too."""
+        self._reader.close()
+        super().close()
 
     @property
     def size(self) -> int:
@@ -1641,7 +1658,11 @@ class Gunzip(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a decoded position; past the end is the end."""
+        if whence not in (0, 1, 2):
+            raise ValueError('cannot seek from %r' % whence)
         base = (0, self.tell(), self.size if whence == io.SEEK_END else 0)[whence]
+        if base + offset < 0:
+            raise ValueError('cannot seek to %r from %r' % (offset, whence))
         return self._checked(self._decoded.seek, min(base + offset, self._limit + 1))
 
     def readinto(self, buffer: memoryview) -> int:
@@ -1841,7 +1862,11 @@ def _flag(value):
 
 def _pairs(value):
     """Return a mapping as sorted pairs, which can be compared and hashed."""
-    return tuple(sorted((name, Secret.of(url)) for name, url in dict(value).items()))
+    value = dict(value) if hasattr(value, 'items') else {'': ''}
+    if not all(re.match(r'(https?://)?([^/]*@)?(\[[^/@]+\]|[^/@:]+)(:\d+)?/?\Z', str(url))
+               for url in value.values()):
+        raise ValueError('like {"https": "http://user:password@proxy:3128"}, percent-encoded')
+    return tuple(sorted((name, Secret.of(url)) for name, url in value.items()))
 
 
 def _endpoint(value):
@@ -2127,7 +2152,9 @@ class Configured(Options):
 
 
 def _no_boto(self, name):
-    """Say what stands in for boto's objects; only names that nothing defines come here."""
+    """Say what stands in for boto's objects."""
+    if hasattr(type(self), name):  # Trap: here come the AttributeErrors of properties as well
+        return object.__getattribute__(self, name)
     instead = {'connection': 'Bucket', 'bucket': 'bucket_name or Bucket', 'obj': 'size, and '
                'url() or get_modified_time() of the storage'}.get(name)
     raise AttributeError('%s has no %r%s' % (
@@ -2236,8 +2263,8 @@ def _veiled(options):
 #: The options that make two configurations talk to the same place in the same way.
 BucketOptions = collections.namedtuple(
     'BucketOptions', 'bucket_name access_key secret_key security_token region_name endpoint_url '
-    'public_endpoint_url addressing_style use_ssl verify proxies connect_timeout read_timeout deadline max_attempts '
-    'checksums')
+    'public_endpoint_url addressing_style use_ssl verify proxies connect_timeout read_timeout '
+    'deadline max_attempts checksums')
 
 
 class S3Storage(Configured, Storage):
@@ -2311,8 +2338,9 @@ class S3Storage(Configured, Storage):
         return '%s.%s' % (cls.__module__, cls.__qualname__), args, public
 
     def __eq__(self, other):
-        return type(self) is type(other) and (
-            (self._arguments, self._options) == (other._arguments, other._options))
+        if type(self) is not type(other):  # default_storage, a LazyObject, knows better
+            return NotImplemented
+        return (self._arguments, self._options) == (other._arguments, other._options)
 
     def __hash__(self):
         return hash(type(self))  # Why not the options: some are dicts, and they may be set
@@ -2404,10 +2432,10 @@ class S3Storage(Configured, Storage):
     def _headers(self, name):
         """Return the headers that the options want for `name`; their dicts are never changed."""
         given = object_headers(self.get_object_parameters(name))
-        headers = Headers(dict(self.config.headers, **given))
+        headers = Headers(Secret.of(dict(self.config.headers, **given)))
         customer = 'x-amz-server-side-encryption-customer-'
         if customer + 'algorithm' in headers and customer + 'key' not in headers:
-            raise ImproperlyConfigured('SSECustomerKey is missing; pickles and migrations have none')
+            raise ImproperlyConfigured('SSECustomerKey is missing: pickles, migrations have none')
         return headers
 
     def _content_type(self, name):
@@ -2420,7 +2448,8 @@ class S3Storage(Configured, Storage):
 
     def _sizes(self):
         """Return (part_size, max_concurrency) of a file."""
-        return self.config.part_size, self.config.max_concurrency if self.config.use_threads else 1
+        config = self.config
+        return config.part_size, config.max_concurrency if config.use_threads else 1
 
     # Django's methods.
 
@@ -2468,13 +2497,15 @@ class S3Storage(Configured, Storage):
             headers.add('content-type', content_type or self._content_type(name))
         if config.default_acl:
             headers.setdefault('x-amz-acl', config.default_acl)
-        packs = config.gzip and 'content-encoding' not in headers and headers['content-type'].split(
-            ';')[0].rstrip() in config.gzip_content_types
+        kind = headers['content-type'].split(';')[0].rstrip()
+        packs = (config.gzip and 'content-encoding' not in headers
+                 and kind in config.gzip_content_types)
         return Writer(self._bucket(), self._key(name), headers, *self._sizes(),
                       exclusive=exclusive, size=size, compress=packs)
 
     def _head(self, name):
         """Return the headers of the object; FileNotFoundError if there is none."""
+        name = self._clean(name)
         return self._bucket().head_object(self._key(name), access_headers(self._headers(name)))
 
     def get_available_name(self, name: str, max_length: Optional[int] = None) -> str:
@@ -2550,7 +2581,8 @@ class S3Storage(Configured, Storage):
         """
         key = self._key(name) + '/' * str(name).endswith(('/', '\\'))
         config, bucket, method = self.config, self._bucket(), (http_method or 'GET').upper()
-        query, headers = url_parameters(method, parameters or {})
+        parameters = Secret.of(parameters or {})
+        query, headers = url_parameters(method, parameters)
         now, expires = self._lifetime(key, expire)
         if config.custom_domain:
             url = '%s://%s/%s' % (config.url_protocol.rstrip(':/'), config.custom_domain, quote(
@@ -2563,11 +2595,15 @@ class S3Storage(Configured, Storage):
             return config.cloudfront_signer(url, int(now.timestamp()) + expires) if sign else url
         if not config.querystring_auth:
             return bucket.public_url(key, query)
+        return self._signing(bucket).presigned_url(method, key, expires, query, headers, now)
+
+    def _signing(self, bucket):
+        """Return `bucket`; say once that its region is a guess: URLs and forms do not heal."""
         if bucket.region_guessed:
             bucket.region_guessed = False
             logger.warning('region_name (AWS_S3_REGION_NAME) is not set: URLs are signed for '
                            'us-east-1 and fail if bucket %s is elsewhere', bucket.name)
-        return bucket.presigned_url(method, key, expires, query, headers, now)
+        return bucket
 
     def _lifetime(self, key, expire):
         """Return (when a URL of `key` begins, seconds it lasts); `expire` None: the option's.
@@ -2593,7 +2629,7 @@ class S3Storage(Configured, Storage):
         fields = {'content-type': content_type, 'acl': self.config.default_acl}
         if max_size is not None:
             conditions = list(conditions) + [['content-length-range', 0, max_size]]
-        return self._bucket().presigned_post(
+        return self._signing(self._bucket()).presigned_post(
             self._key(name), self.config.querystring_expire if expire is None else expire,
             conditions, {field: value for field, value in fields.items() if value})
 

@@ -1526,6 +1526,8 @@ def test_mending(memory, caplog, name, faults, mended):
         'https://bkt.s3-us-west-2.amazonaws.com/a%20b',
         'https://s3.us-west-2.amazonaws.com/bkt/a%20b',  # the path of another address
         'https://ec2-1-2.compute-1.amazonaws.com/a%20b',
+        'https://s3me-1.us-west-2.elb.amazonaws.com/a%20b',
+        'https://s3.us-west-2.elb.amazonaws.com/a%20b',
         'https://bkt.s3-us-west-2.amazonaws.com:22/a%20b',
         'https://bkt.s3.us-west-2.amazonaws.com/other/a%20b',
         'https://bkt.s3.us-west-2.amazonaws.com.example.com/a%20b',
@@ -1978,7 +1980,8 @@ def test_gzip_is_one_decoded_view(memory):
     for call in (lambda: storage.open('bomb').read(), lambda: storage.open('bomb').size):
         with pytest.raises(S3Error, match='when decoded'):
             call()
-    for body in (b'not gzip', gzip.compress(css)[:-9]):
+    packed = gzip.compress(css)
+    for body in (b'not gzip', packed[:-9], packed[:20] + bytes(9) + packed[29:]):
         memory.put('broken', body, foreign)
         with pytest.raises(S3Error, match='not the gzip'):
             storage.open('broken').read()
@@ -2001,6 +2004,10 @@ def test_one_range_is_fetched_ahead_from_the_third_on(memory, bucket, concurrenc
     assert reader.read(5) == body[-70000:][:5]
     reader.seek(458762)
     assert reader.readall() == body[458762:]
+    memory.requests.clear()
+    reader = Reader(bucket, 'k', part_size=5 * MIB, max_concurrency=concurrency)
+    pieces = [reader.read(65536), reader.read(131072), reader.read(262144), reader.readall()]
+    assert b''.join(pieces) == body and len(memory.requests) == asked + 2  # none came twice
 
 
 def test_what_failed_ahead_is_said_when_it_is_read_and_can_be_read_again(memory, bucket):
@@ -2535,6 +2542,11 @@ def test_unsigned_urls(options, base):
     assert storage.url('a b/ü+&.txt/') == url + '/'
 
 
+def test_a_guessed_region_is_said_of_forms_too(caplog):
+    S3Storage('bucket', 'a', 's').presigned_post('a')
+    assert 'AWS_S3_REGION_NAME' in caplog.text
+
+
 def test_a_guessed_region_is_said_once(caplog):
     storage = S3Storage(bucket_name='b', access_key='a', secret_key='s')
     assert storage.url('x') and storage.url('y')
@@ -2777,6 +2789,68 @@ def test_one_url_a_window(monkeypatch):
             assert 'X-Amz-Expires=660&' in url and 0 <= (now - signed).total_seconds() < 601
     assert len(moments['a']) == len(moments['b']) == 3
     assert moments['a'][1].partition('Date')[2][:17] != moments['b'][1].partition('Date')[2][:17]
+
+
+def test_a_closed_file_lets_go_of_its_ranges(memory):
+    storage = storage_on(memory, gzip=True)
+    body = os.urandom(MIB)
+    memory.put('plain', body)
+    memory.put('packed', gzip.compress(body), {'content-encoding': 'gzip'})
+    for name in ('plain', 'packed'):
+        file = storage.open(name)
+        assert b''.join(file.chunks()) == body
+        with pytest.raises(ValueError):
+            file._raw.seek(-1)
+        with pytest.raises(ValueError):
+            file._raw.seek(0, 7)
+        reader = file._raw._reader if name == 'packed' else file._raw
+        file.close()
+        assert reader.closed and not reader._held and not reader._ahead[2]
+
+
+def test_a_key_of_the_customers_is_in_no_frame(memory):
+    class Vault(S3Storage):
+        more = {}
+
+        def get_object_parameters(self, name):
+            return dict({'SSECustomerAlgorithm': 'AES256', 'SSECustomerKey': 'SECRETKEY'},
+                        **self.more)
+
+    storage = Vault(**storage_on(memory)._options)
+    for more in {}, {'Bogus': 1}, {'ContentDisposition': 'Zoë'}, {'Metadata': {'a': 5}}:
+        storage.more = more
+        with pytest.raises((S3Error, ValueError, TypeError)) as caught:
+            storage.open('missing')
+        assert not re.search('SECRETKEY|U0VDUkVUS0VZ', reported(caught.value))
+
+
+def test_errors_of_a_subclass_are_its_own(memory):
+    class Tenant(S3Storage):
+        @property
+        def location(self):
+            return None.schema
+
+    class Upper(S3Storage):
+        def get_object_parameters(self, name):
+            return {'ContentDisposition': None, 'CacheControl': name.upper()}
+
+    storage = Tenant(**storage_on(memory)._options)
+    for call in (lambda: storage.url('a'), lambda: storage.location):
+        with pytest.raises(AttributeError, match='schema'):
+            call()
+    storage = Upper(**storage_on(memory)._options)
+    assert not storage.exists(pathlib.PurePosixPath('a/b'))
+    storage.save('c', ContentFile(b''))
+    assert 'content-disposition' not in memory.objects['c'].headers
+
+
+def test_proxies_are_named():
+    for proxies in ('http://p:1', {'http': 'socks5://p:1'}, {'http': 'http://u:a/b@p:1'}):
+        with pytest.raises(ImproperlyConfigured, match='user:password@proxy'):
+            S3Storage(proxies=proxies).proxies
+    with pytest.raises(Unreachable, match='by a proxy'):
+        S3Storage('bucket', 'a', 's', endpoint_url='http://s3.example', max_attempts=1,
+                  proxies={'http': 'http://u:p@127.0.0.1:1'}).exists('a')
 
 
 def test_equality_and_what_is_not_there():
