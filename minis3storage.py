@@ -2851,16 +2851,136 @@ S3ManifestStaticStorage = S3StaticStorage  #: not built yet either
 
 
 # ---- 11. Command line --------------------------------------------------------------------------
+#
+# Each step of `check` is a block that says what it found, or raises. What to change is mostly
+# said by the exceptions of Transport and Bucket, so that it is in a project's own logs as well.
+# Trap: this is __main__, while Django imports this file again, under its name: the storage's
+# class, and what it raises, are others than here. So they are told by what they can do.
+
+
+@contextlib.contextmanager
+def _step(failed, title, fatal=False):
+    """Print a line on what happens in the block: the time, what it said or what it raised.
+
+    A failure is added to `failed`; after a `fatal` one nothing else makes sense.
+    """
+    started, words = time.monotonic(), []
+    try:
+        yield words.append
+    except Exception as error:  # any: the line is wanted, and those after it
+        failed.append(title)
+        words.append('%s: %s' % (type(error).__name__, getattr(error, 'strerror', 0) or error))
+    print('%-4s %-13s %6.0f ms  %s' % ('FAIL' if title in failed else 'ok', title, 1000 * (
+        time.monotonic() - started), '; '.join(filter(None, words)) or 'fine'))
+    if fatal and title in failed:
+        sys.exit(1)
+
+
+def _check_place(step, alias):
+    """Look at settings, server, clock and credentials, before anything is signed.
+
+    Return the storage that is `alias` in STORAGES; before Django 4.2 there is only the default.
+    What is set is printed with where it was; an unexpected place is a common surprise.
+    """
+    with step('settings', fatal=True) as say:
+        django.setup()
+        # Trap: without a word; the files then go to the disk.
+        say('Django 5.1 and later ignore DEFAULT_FILE_STORAGE: write STORAGES' * (
+            django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE')))
+        storage = getattr(files, 'storages', {'default': files.default_storage})[alias]
+        if not hasattr(storage, '_bucket'):
+            raise ValueError('%r is a %s, not of minis3storage' % (alias, type(storage).__name__))
+        config, bucket, (_, _, places) = storage.config, storage._bucket(), storage._resolve()
+        url = '%s://%s%s' % bucket._location('')
+        say('http: anyone on the way can read and change it' * url.startswith('http:'))
+        acl = storage._headers('check').get('x-amz-acl') or config.default_acl or ''
+        say('ACL %s: all the world can read what is saved' % acl * acl.startswith('public'))
+    for name, value in config._asdict().items():
+        if places[name] != 'default' or name == 'file_overwrite':
+            print('       %s = %r (%s)' % (name, value, places[name]))
+    with step('connection', fatal=True) as say:
+        say(url)  # any answer will do, to what is not signed it is 403
+        served = parse_http_date(bucket.transport.ask('GET', url).headers.get('date'))
+    # S3 takes a quarter of an hour. Requests learn its time, but only when one was refused.
+    with step('clock') as say:
+        ahead = (utcnow() - (served or utcnow())).total_seconds()
+        say('%+.0f s' % ahead)
+        if abs(ahead) > 300:
+            raise ValueError('set it, the server\'s is right: URLs end too early, or never begin')
+    # Never a secret: their repr has none, nor have those of options.
+    with step('credentials', fatal=True) as say:
+        credentials = bucket.credentials.get()
+        say('%r from %s' % (credentials, bucket.credentials._kept[2]))
+        say('URLs for %d s end sooner, with them' % config.querystring_expire * (
+            credentials.lasts(utcnow()) < config.querystring_expire))
+    return storage
+
+
+def _check_access(step, storage):
+    """Do what a storage does, on one object of a random name that is deleted again.
+
+    What the server merely lacks is no failure: the words after "ignored" tell what it costs.
+    """
+    name, bucket = 'minis3storage-check-%016x' % random.getrandbits(64), storage._bucket()
+    region, body = bucket.region, b'minis3storage check'
+    # First, since its refusals say most: HEAD, with which save() begins, has no body for a reason.
+    with step('list'):
+        next(bucket.list_objects(storage._key(name)))
+    with step('put', fatal=True):
+        name = storage.save(name, ContentFile(body))
+        key, headers = storage._key(name), storage._headers(name)
+    # Requests learn this as well; a URL that was signed for another region stays wrong.
+    with step('region') as say:
+        say(region)
+        if bucket.region != region:
+            raise ValueError('set region_name (AWS_S3_REGION_NAME) to %r' % bucket.region)
+    with step('get') as say:
+        say('%d bytes' % len(storage.open(name).read()))
+    with step('range') as say:
+        part = bucket.get_object(key, 1, 5, headers=access_headers(headers)).read(len(body))
+        say('honoured' if part == body[1:5] else 'ignored: reading parts of a file is slow')
+    # Without it only the look protects, with which save() begins: not from who saves meanwhile.
+    with step('If-None-Match') as say:
+        try:
+            bucket.put_object(key, body, headers, if_none_match=True)
+            say('ignored: of two that save one name at the same moment, the second wins')
+        except FileExistsError:
+            say('honoured')
+    # As a browser does it: with no signature but the URL's, and where public_endpoint_url or
+    # custom_domain say. Both are wrong more often than S3 is.
+    with step('url()') as say:
+        url = storage.url(name)
+        status = bucket.transport.ask('GET', url).status
+        say('%s answers %d' % (url.partition('?')[0], status))
+        if status != 200:
+            raise ValueError('see public_endpoint_url, custom_domain' if 'Signature=' in url else
+                             'unsigned: let all s3:GetObject, or set querystring_auth to True')
+    with step('delete'):
+        storage.delete(name)
 
 
 def main(arguments: list) -> int:
-    """Print version and SHA-256 of this file, so that vendored copies can be audited."""
-    if arguments:
-        raise NotImplementedError('this version takes no arguments')
-    with open(__file__, 'rb') as source:
-        digest = hashlib.sha256(source.read()).hexdigest()
+    """Print version and SHA-256 of this file, so that vendored copies can be audited.
+
+    check [alias] tries what the storage of that name in STORAGES does, and says a line each on
+    what to change. The settings are --settings or DJANGO_SETTINGS_MODULE. Status 0: all is well;
+    1: something is not; 2: not called like that.
+    """
+    parser = argparse.ArgumentParser('python -m minis3storage', description=main.__doc__)
+    parser.add_argument('command', nargs='?', choices=['check'])
+    parser.add_argument('alias', nargs='?', default='default')
+    parser.add_argument('--settings', default=os.environ.get('DJANGO_SETTINGS_MODULE'))
+    asked, failed = parser.parse_args(arguments), []
+    digest = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
     print('minis3storage', __version__, 'sha256', digest)
-    return 0
+    if asked.command:
+        if asked.settings:
+            os.environ['DJANGO_SETTINGS_MODULE'] = asked.settings
+        elif not settings.configured:
+            parser.error('which project? In the folder of its manage.py: --settings its.settings')
+        step = functools.partial(_step, failed)
+        _check_access(step, _check_place(step, asked.alias))
+    return 1 if failed else 0
 
 
 if __name__ == '__main__':

@@ -3101,10 +3101,67 @@ def test_the_command_and_what_is_not_there_yet():
     command = [sys.executable, '-m', 'minis3storage']
     assert subprocess.check_output(command, cwd=HERE).decode().split() == [
         'minis3storage', minis3storage.__version__, 'sha256', digest]
-    assert subprocess.call(command + ['check'], cwd=HERE, stderr=subprocess.DEVNULL) == 1
-    for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage,
-                 partial(minis3storage.main, ['check'])):
+    lost = subprocess.run(command + ['check'], cwd=HERE, stderr=subprocess.PIPE)
+    assert lost.returncode == 2 and b'which project? ' in lost.stderr
+    for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage):
         pytest.raises(NotImplementedError, call).match('this version')
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize('different, title, words', [
+    ({}, 'range', 'ok.*honoured'), ({'secret_key': 'wrong'}, 'list', 'FAIL.*_SECRET_|.* 403 A'),
+    ({'access_key': 'UNKNOWNKEY'}, 'list', 'FAIL.*AWS_ACCESS_KEY_ID|.* 403 '),
+    ({'region_name': 'ap-south-1'}, 'region', 'FAIL.*region_name.*eu-central-1|ok.*ap-south-1'),
+    ({'bucket_name': 'no-such-bucket'}, 'list', 'FAIL.*NoSuchBucket.*check bucket_name'),
+    ({'endpoint_url': '{server}/path'}, 'list', 'FAIL.*NoSuchBucket.*addressing_style'),
+    ({'endpoint_url': 'http://s3.invalid'}, 'connection', 'FAIL.*gaierror.*check endpoint_url'),
+    ({'endpoint_url': 'http://127.0.0.1:1'}, 'connection', 'FAIL.*nothing listens there'),
+    ({'endpoint_url': '{tls}', 'verify': None}, 'connection', 'FAIL.*set verify to its file'),
+    ({'LATE': 1200}, 'clock', r'FAIL.*-1[12]\d\d s.*ValueError: set it'),
+    ({'FAULTS': [('403 AccessDenied', 1, 'GET'), ('403 AccessDenied', 1, 'HEAD')]}, 'list',
+     'FAIL.*AccessDenied.*ListBucket'),
+    ({'LASTS': 1800}, 'credentials', 'ok.*from credentials.*URLs for 3600 s end sooner'),
+    ({'querystring_auth': False}, 'url()', 'FAIL.* answers 403;.*unsigned: let all s3:GetObject'),
+    ({'session_profile': 'x'}, 'settings', 'FAIL.*ImproperlyConfigured.*give one of'),
+    ({'default_acl': 'public-read'}, 'settings', 'ok.*http: .*ACL public-read: all |ok.*ACL'),
+    ({'object_parameters': {'ACL': 'public-read'}}, 'settings', 'ok.*: all the world'),
+    ({'FAULTS': [('ignore-if-none-match', 1, 'PUT', 1)]}, 'If-None-Match', '.*two|.*honoured'),
+    ({'FAULTS': [('ignore-range', 1, 'GET', 2)]}, 'range', 'ok.*ng parts|ok.*honoured'),
+    pytest.param({'DEFAULT_FILE_STORAGE': 'x'}, 'settings', 'ok.*5.1 and later ignore DEFAULT_FIL',
+                 marks=pytest.mark.skipif(django.VERSION < (5, 1), reason='it is used'))])
+def test_check(different, title, words, shared_s3, wire, monkeypatch, capsys):
+    """After a | is what Ceph says: it takes any region, and with STS refuses without a reason."""
+    used = dict({'bucket_name': shared_s3.bucket, 'verify': environment('CA') or None,
+                 'endpoint_url': '{server}', 'access_key': shared_s3.access_key, 'secret_key':
+                 shared_s3.secret_key, 'region_name': shared_s3.region, 'max_attempts': 2}, **different)
+    late, lasts, faults = (used.pop(name, 0) for name in ('LATE', 'LASTS', 'FAULTS'))
+    now = minis3storage.utcnow() - timedelta(0, late)
+    if late:
+        monkeypatch.setattr(minis3storage, 'utcnow', lambda: now)
+    if lasts:
+        keys = Credentials(shared_s3.access_key, shared_s3.secret_key, '', now + timedelta(0, lasts))
+        used.update(credentials=lambda: keys, access_key=None, secret_key=None)
+    for fault in faults or ():
+        if not Outside.endpoint:
+            shared_s3.fault(*fault)
+        elif title == 'list':  # the keys of a user who may do all but that
+            used.update(zip(('access_key', 'secret_key'), environment('NO_LIST').split()))
+    used['endpoint_url'] = used['endpoint_url'].format(
+        server=shared_s3.endpoint, tls=wire([OK], secure=True).endpoint if title == 'connection' else '')
+    with override_settings(**{minis3storage.DECLARED[name].settings[0] if name.islower() else name:
+                              value for name, value in used.items()}):
+        try:
+            status = minis3storage.main(['check'])
+        except SystemExit as error:
+            status = error.code
+    said = capsys.readouterr().out
+    lines = {line.split()[1]: line for line in said.splitlines()}
+    assert shared_s3.secret_key not in said and len(said.split()[3]) == 64
+    assert 'file_overwrite = False (default)' in said or 'FAIL settings' in said
+    assert re.match(words if Outside.endpoint else words.split('|')[0], lines[title])
+    assert status == ('FAIL' in said)
+    assert status or list(lines)[-1] == 'delete' and not any(
+        'check' in key for key in getattr(shared_s3, 'objects', ()))
 
 
 # ---- Faults ------------------------------------------------------------------------------------
@@ -3862,6 +3919,8 @@ assert "minis3storage" not in sys.modules
 ''', dotted + '.S3Storage', cwd=str(tmp_path), env=dict(
         environ_of(memory), DJANGO_SETTINGS_MODULE='own_settings'))
     assert memory.objects['a'].body == b'vendored'
+    subprocess.run([sys.executable, '-W', 'ignore', '-m', dotted, 'check', '--settings', 'own_settings'],
+                   check=True, cwd=str(tmp_path), env=environ_of(memory), stdout=subprocess.PIPE)
 
 
 @pytest.mark.storage
