@@ -308,8 +308,8 @@ class Credentials:
     def __init__(self, access_key: str, secret_key: str, session_token=None, expires=None):
         # Trap: until it is checked, what was given as the access key may be the secret one.
         access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
-        self.session_token, self.expires = Secret(session_token or ''), expires
-        session_token = None  # nor are locals shown
+        self.session_token = session_token = Secret(session_token or '')
+        self.expires = expires
         for name, value in (('access_key', access_key), ('secret_key', secret_key)):
             if not re.match(r'[\x21-\x7e]+\Z', value):
                 raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
