@@ -1053,23 +1053,23 @@ class CredentialSource:
 
         frames and contexts of exceptions would hold the answers, and end up in error reports.
         """
-        now, pause, found = self._utcnow(), LOOK_AGAIN, None
+        now, pause = self._utcnow(), LOOK_AGAIN
         why = 'no credentials in ' + ', '.join(name for name, _ in self._lookups)
         try:
             for name, look in self._lookups:
                 found = look()
                 if found:
-                    why, left = name, found.lasts(now)
-                    break
+                    left = found.lasts(now)
+                    return found, self._clock() + max(left - RENEWED, left / 2, 1), name
         except Exception as error:  # a callable of the project's may raise anything
-            found, pause = None, LOOK_AGAIN / 10
+            pause = LOOK_AGAIN / 10
             why = '%s: %s: %s' % (name, type(error).__name__, printable(error))
-        if not found and old and old.lasts(now) > 0:
-            found, left = old, old.lasts(now)
-            logger.warning('credentials are not renewed and end at %s: %s', old.expires, why)
-        if found:  # half of what is left, so that a failing service is asked ever sooner
-            pause = max(left - RENEWED, left / 2, 1)
-        return found, self._clock() + pause, why
+        left = old.lasts(now) if old else 0
+        if left <= 0:
+            return None, self._clock() + pause, why
+        # Next when half of what is left is over: a failing service is asked ever sooner.
+        logger.warning('credentials are not renewed and end at %s: %s', old.expires, why)
+        return old, self._clock() + max(left / 2, 1), why
 
     def renew(self, old: Credentials) -> bool:
         """Ask again unless another thread has; True if there are others now than `old`."""
@@ -2938,14 +2938,11 @@ def _check_access(step, storage):
         say('%d bytes' % len(storage.open(name).read()))
     with step('range') as say:
         part = bucket.get_object(key, 1, 5, headers=access_headers(headers)).read(len(body))
-        say('honoured' if part == body[1:5] else 'ignored: reading parts of a file is slow')
+        say('ignored: reading parts of a file is slow' * (part != body[1:5]))
     # Without it only the look protects, with which save() begins: not from who saves meanwhile.
-    with step('If-None-Match') as say:
-        try:
-            bucket.put_object(key, body, headers, if_none_match=True)
-            say('ignored: of two that save one name at the same moment, the second wins')
-        except FileExistsError:
-            say('honoured')
+    with step('If-None-Match') as say, contextlib.suppress(FileExistsError):
+        bucket.put_object(key, body, headers, if_none_match=True)
+        say('ignored: of two that save one name at the same moment, the second wins')
     # As a browser does it: with no signature but the URL's, and where public_endpoint_url or
     # custom_domain say. Both are wrong more often than S3 is.
     with step('url()') as say:
