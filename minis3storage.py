@@ -2889,7 +2889,8 @@ def _check_place(step, alias):
             django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE')))
         storage = getattr(files, 'storages', {'default': files.default_storage})[alias]
         if not hasattr(storage, '_bucket'):
-            raise ValueError('%r is a %s, not of minis3storage' % (alias, type(storage).__name__))
+            kind = storage.__class__.__name__  # Trap: default_storage's type() is its proxy's
+            raise ValueError('%r is a %s, not of minis3storage' % (alias, kind))
         config, bucket, (_, _, places) = storage.config, storage._bucket(), storage._resolve()
         url = '%s://%s%s' % bucket._location('')
         say('http: anyone on the way can read and change it' * url.startswith('http:'))

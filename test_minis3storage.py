@@ -3094,6 +3094,9 @@ def test_the_command_and_what_is_not_there_yet():
         pytest.raises(NotImplementedError, call).match('this version')
 
 
+DISK = 'django.core.files.storage.FileSystemStorage'
+
+
 @pytest.mark.wire
 @pytest.mark.parametrize('different, title, words', [
     ({}, 'range', 'ok.*fine'), ({'secret_key': 'wrong'}, 'list', 'FAIL.*_SECRET_|.* 403 A'),
@@ -3115,6 +3118,8 @@ def test_the_command_and_what_is_not_there_yet():
     ({'object_parameters': {'ACL': 'public-read'}}, 'settings', 'ok.*: all the world'),
     ({'FAULTS': [('ignore-if-none-match', 1, 'PUT', 1)]}, 'If-None-Match', '.*two|.*fine'),
     ({'FAULTS': [('ignore-range', 1, 'GET', 2)]}, 'range', 'ok.*ng parts|ok.*fine'),
+    ({'STORAGES': {'default': {'BACKEND': DISK}}} if django.VERSION >= (4, 2) else {
+        'DEFAULT_FILE_STORAGE': DISK}, 'settings', 'FAIL.*FileSystemStorage, not of minis3storage'),
     pytest.param({'DEFAULT_FILE_STORAGE': 'x'}, 'settings', 'ok.*5.1 and later ignore DEFAULT_FIL',
                  marks=pytest.mark.skipif(django.VERSION < (5, 1), reason='it is used'))])
 def test_check(different, title, words, shared_s3, wire, monkeypatch, capsys):
