@@ -1390,6 +1390,11 @@ def test_no_service_costs_a_second_and_none_found_is_remembered(wire, connect):
     assert time.monotonic() - started < 1.6 and len(silent.requests) == 1
 
 
+def test_a_service_that_fails_once_is_asked_again(wire, connect):
+    connect(wire([CLOSE], itertools.repeat(serve_keys)))
+    assert minis3storage.aws_source().get().access_key == 'ASIA'
+
+
 class Clock:
     """A source on a clock of its own; its credentials last an hour. `fails` is how it fails."""
 
