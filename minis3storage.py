@@ -28,9 +28,11 @@ django-storages (2008) and from S3.py, Amazon's sample library, on which it stoo
 SPDX-License-Identifier: BSD-3-Clause
 """
 
+import argparse
 import atexit
 import base64
 import collections
+import configparser
 import contextlib
 import datetime
 import difflib
@@ -44,6 +46,7 @@ import json
 import logging
 import mimetypes
 import os
+import pathlib
 import posixpath
 import random
 import re
@@ -249,7 +252,7 @@ MAX_EXPIRES = 604800  #: seconds, seven days: what S3 takes for a presigned URL
 #: Fact: Google's front end rewrites accept-encoding, which answers 403 to those who signed it.
 NOT_SIGNED = frozenset(('accept-encoding', 'authorization', 'connection', 'content-length',
                         'expect', 'te', 'transfer-encoding', 'user-agent'))
-_SECRET_HEADERS = re.compile(r'authorization|-security-token|-?customer-?key$')
+_SECRET_HEADERS = re.compile(r'authorization|-(security|metadata)-token|-?customer-?key$')
 
 
 class _SecretDict(dict):
@@ -295,12 +298,18 @@ class Headers(dict):
 
 
 class Credentials:
-    """An access key, its secret, and for temporary ones a session token. The repr shows none."""
+    """An access key, its secret, and for temporary ones a session token. The repr shows none.
 
-    def __init__(self, access_key: str, secret_key: str, session_token=None):
+    `expires` is when they end, an aware datetime; None: they do not.
+    """
+
+    access_key = secret_key = session_token = ''
+
+    def __init__(self, access_key: str, secret_key: str, session_token=None, expires=None):
         # Trap: until it is checked, what was given as the access key may be the secret one.
         access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
         self.session_token = session_token = Secret(session_token or '')
+        self.expires = expires
         for name, value in (('access_key', access_key), ('secret_key', secret_key)):
             if not re.match(r'[\x21-\x7e]+\Z', value):
                 raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
@@ -309,7 +318,21 @@ class Credentials:
         self.access_key, self.secret_key = str(access_key), secret_key
 
     def __repr__(self):
-        return 'Credentials(%r, ...)' % getattr(self, 'access_key', '')
+        return '%s(%r, ...)' % (type(self).__name__, self.access_key)
+
+    def lasts(self, now: datetime.datetime) -> float:
+        """Return for how many seconds from `now`: infinity if they do not expire."""
+        return (self.expires - now).total_seconds() if self.expires else float('inf')
+
+
+class Anonymous(Credentials):
+    """No credentials: no request is signed with them, and no URL can be.
+
+    For what all the world may read.
+    """
+
+    def __init__(self):
+        self.expires = None
 
 
 class Request:
@@ -346,6 +369,7 @@ class Signer:
             raise ValueError('not a region: %.80r' % region)
         self.credentials, self.region, self.service = credentials, region, service
         self._key = ('', b'')  # last day and its key: replaced in one assignment, without a lock
+        self._told = False  # that URLs end with the credentials: once is enough
 
     def scope(self, stamp: str) -> str:
         """Return the credential scope ``20130524/us-east-1/s3/aws4_request`` of `stamp`."""
@@ -367,8 +391,10 @@ class Signer:
     def sign(self, request: Request, now: datetime.datetime) -> Headers:
         """Return the headers to send: the request's own, x-amz-* and authorization."""
         stamp, headers = amz_date(now), Headers(request.headers)
-        headers.update({'host': request.host, 'x-amz-date': stamp,
-                        'x-amz-content-sha256': request.payload_hash})
+        headers['host'] = request.host
+        if not self.credentials.access_key:  # Anonymous
+            return headers
+        headers.update({'x-amz-date': stamp, 'x-amz-content-sha256': request.payload_hash})
         if self.credentials.session_token:
             headers.add('x-amz-security-token', self.credentials.session_token)
         canonical, signed = canonical_request(request, headers, request.payload_hash)
@@ -378,23 +404,34 @@ class Signer:
         return headers
 
     def _claims(self, now, expires):
-        """Return what a URL and a form carry in place of headers, as pairs."""
+        """Return (what a URL and a form carry in place of headers, as pairs; for how long).
+
+        Fact: S3 refuses both once the credentials have ended. This way they say so.
+        """
         if type(expires) is not int or not 1 <= expires <= MAX_EXPIRES:
             raise ValueError('expires is 1 to %d whole seconds, not %r' % (MAX_EXPIRES, expires))
+        if not self.credentials.access_key:
+            raise ValueError('without credentials neither a URL nor a form can be signed')
+        left = self.credentials.lasts(now)
+        if left < expires and not self._told:
+            self._told = True
+            logger.warning('URLs that were to last %d s end with their credentials, in %d s',
+                           expires, left)
         stamp, token = amz_date(now), self.credentials.session_token
         return [('X-Amz-Algorithm', ALGORITHM), ('X-Amz-Date', stamp),
                 ('X-Amz-Credential', '%s/%s' % (self.credentials.access_key, self.scope(stamp))),
-                ] + [('X-Amz-Security-Token', token)] * bool(token)
+                *[('X-Amz-Security-Token', token)] * bool(token)], int(min(expires, max(left, 1)))
 
     def presign(self, request: Request, now: datetime.datetime, expires: int) -> str:
         """Return a URL that whoever holds it may use for `expires` seconds (1 to 604,800).
 
         Every header of the request is signed: the caller must send the same. Adding a parameter
-        afterwards breaks the signature. It ends sooner with temporary credentials.
+        afterwards breaks the signature. It ends with temporary credentials.
         """
         stamp, headers = amz_date(now), Headers(dict(request.headers, host=request.host))
         signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
-        query = request.query + self._claims(now, expires) + [
+        claims, expires = self._claims(now, expires)
+        query = request.query + claims + [
             ('X-Amz-Expires', str(expires)), ('X-Amz-SignedHeaders', signed)]
         asked = Request(request.method, request.scheme, request.host, request.path, query)
         canonical, _ = canonical_request(asked, headers, 'UNSIGNED-PAYLOAD')
@@ -407,7 +444,8 @@ class Signer:
         `conditions` are S3's: {'key': 'a'}, ['starts-with', '$key', 'a/'],
         ['content-length-range', 0, 1024]. Those for the fields returned here are added.
         """
-        fields = {name.lower(): value for name, value in self._claims(now, expires)}
+        claims, expires = self._claims(now, expires)
+        fields = {name.lower(): value for name, value in claims}
         end = now.astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=expires)
         policy = {'expiration': end.strftime('%Y-%m-%dT%H:%M:%SZ'),
                   'conditions': list(conditions) + [{name: fields[name]} for name in fields]}
@@ -697,7 +735,7 @@ class Transport(urllib.request.BaseHandler):
 
     #: What failed -> what to change. The first that fits.
     ADVICE = ((socket.timeout, 'no answer in time, see connect_timeout and read_timeout'),
-              (socket.gaierror, 'check endpoint_url, region_name and bucket_name'),
+              (socket.gaierror, 'check endpoint_url, region_name, bucket_name, addressing_style'),
               (ConnectionRefusedError, 'nothing listens there: check endpoint_url and its port'),
               ((ssl.SSLError, ssl.CertificateError),  # Fact: they are two before Python 3.7
                'check the scheme of endpoint_url; for a CA of its own set verify to its file'))
@@ -776,6 +814,18 @@ class Transport(urllib.request.BaseHandler):
             failure.final = isinstance(error, ssl.CertificateError) or 'VERIFY' in str(error)
         raise failure  # out here, as in Answer.readinto
 
+    def ask(self, method: str, url: str, headers=(), body: bytes = b'') -> Answer:
+        """Send an unsigned request for any `url`, return the Answer whatever its status.
+
+        To what is not S3, or as somebody would who has no keys. A redirect is not followed.
+        """
+        to = urllib.parse.urlsplit(url)
+        scheme, host, _ = split_endpoint('%s://%s' % (to.scheme, to.netloc))
+        request = Request(method, scheme, host, to.path or '/', urllib.parse.parse_qsl(
+            to.query, True), dict(headers, host=host), body)
+        request.headers['content-length'] = str(len(body))
+        return self.send(request, request.headers)
+
 
 RETRY_TOKENS = 500  #: an endpoint's. Precedent: botocore, as for costs and scales in `retry`
 #: Endpoint's host -> tokens left, so that an outage is not hammered: retries cost, success wins
@@ -830,7 +880,16 @@ def retry(attempt: Callable, host: str, mend: Callable = lambda error: False, ma
 # ---- 6. Credential sources ---------------------------------------------------------------------
 #
 # One source, complete or unused: a token of one place never goes with the keys of another, as
-# that answers 403 with a message that points nowhere.
+# that answers 403 with a message that points nowhere. Each source is a function that returns
+# Credentials, or None where there is nothing of its kind. What is there but fails is an error:
+# the next source may be somebody else's. CredentialSource asks them in turn, and keeps.
+# https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
+
+RENEWED = 300    #: seconds before they expire. Fact: EC2 has new ones that long before
+LOOK_AGAIN = 60  #: seconds for which "none found" is remembered; a failure for a tenth of them
+#: Where credentials may come from without TLS: this machine, the agents of EC2, ECS and EKS.
+_NEAR = re.compile(
+    r'(localhost|127\.[\d.]+|169\.254\.(169\.254|170\.23?)|\[(::1|fd00:ec2::23)\])(:\d+)?\Z')
 
 
 def environment_credentials(environ: dict) -> Optional[Credentials]:
@@ -839,41 +898,209 @@ def environment_credentials(environ: dict) -> Optional[Credentials]:
     AWS_S3_ forms first. A set is complete or unused; a token is never taken from another set.
     """
     for prefix in ('AWS_S3_', 'AWS_'):
-        key, secret = prefix + 'ACCESS_KEY_ID', prefix + 'SECRET_ACCESS_KEY'
-        if environ.get(key) and environ.get(secret):
-            other = prefix == 'AWS_S3_' and bool(environ.get('AWS_ACCESS_KEY_ID'))  # it is its
-            token = None if other else environ.get(
-                'AWS_SESSION_TOKEN') or environ.get('AWS_SECURITY_TOKEN')
-            found = [Secret.of(value) for value in (environ[key], environ[secret], token)]
-            token = environ = None  # an error report shows every local
-            return Credentials(*found)
+        keys = [Secret.of(environ.get(prefix + n)) for n in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY')]
+        if all(keys):
+            other = prefix == 'AWS_S3_' and environ.get('AWS_ACCESS_KEY_ID')  # it is its
+            return Credentials(*keys, None if other else environ.get(
+                'AWS_SESSION_TOKEN') or environ.get('AWS_SECURITY_TOKEN'))
     return None
 
 
-class CredentialSource:
-    """The first of `lookups` that has credentials; what it gave is kept until `renew()`.
+def profile(environ: dict, name: Optional[str] = None) -> list:
+    """Return what AWS's two files say of profile `name`, else AWS_PROFILE, else the default.
 
-    A lookup is a (name, callable) pair; the callable returns Credentials or None.
+    One mapping for each file, and never the union: keys and token of one set are in one file.
+    ValueError for a profile that was named but is in neither, and for a file that is none.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html
+    """
+    name, found = name or environ.get('AWS_PROFILE') or 'default', []
+    for variable, file in (('AWS_SHARED_CREDENTIALS_FILE', '~/.aws/credentials'),
+                           ('AWS_CONFIG_FILE', '~/.aws/config')):
+        parser, file = configparser.RawConfigParser(strict=False), environ.get(variable) or file
+        with contextlib.suppress(configparser.Error, UnicodeError):
+            parser.read(os.path.expanduser(file), 'utf-8')
+            found += [dict(parser[s]) for s in (name, 'profile ' + name) if s in parser]
+            continue
+        raise ValueError('%s is no file of profiles' % file)  # configparser's tells the line
+    if not found and name != 'default':
+        raise ValueError('no profile %r in ~/.aws/credentials and ~/.aws/config' % name)
+    return found
+
+
+def profile_credentials(environ: dict, name: Optional[str] = None) -> Optional[Credentials]:
+    """Return the keys of a profile in AWS's files, None if it has none.
+
+    ValueError for one that says where else to get them. AWS's tools would go there, and what is
+    read here instead could be somebody else's.
+    """
+    sections = profile(environ, name)
+    for word in sorted(set().union(*sections)):
+        if re.match('role_arn|sso_|credential_process|web_identity', word):
+            raise ValueError('the profile has %s, but only keys are taken from profiles: export '
+                             'them, or give a callable as credentials' % word)
+    # The words are those of the environment, but for their case.
+    keys = ({word.upper(): text for word, text in section.items()} for section in sections)
+    return next(filter(None, map(environment_credentials, keys)), None)
+
+
+def _fetch(transport, method, url, headers=(), form=''):
+    """Return the body of a 200 as a Secret, else raise S3Error.
+
+    No attempt starts after a second: threads wait for this, and where there is no service, as on
+    a laptop, the last source of all ends in a timeout.
+    """
+    host = urllib.parse.urlsplit(url).netloc
+    if not url.startswith('https://') and not _NEAR.match(host):
+        raise ValueError('%s: credentials come over https, or from this machine' % url)
+
+    def attempt():
+        answer = transport.ask(method, url, headers, form.encode())
+        body = Secret.of(answer.read(SLICE, transport.timeouts[1]))
+        if answer.status == 200:
+            return body
+        said = ': '.join(re.findall('<(?:Code|Message)>([^<]+)', body))  # by STS
+        raise answer_error(answer.status, answer.reason, printable(said), url)
+    return retry(attempt, host, deadline=1)
+
+
+def _temporary(fields):
+    """Return the Credentials in a service's answer, a mapping in one of two dialects."""
+    return Credentials(fields['AccessKeyId'], fields['SecretAccessKey'],
+                       fields.get('SessionToken') or fields.get('Token'),
+                       parse_iso_date(fields['Expiration']))
+
+
+def pod_credentials(environ: dict, transport: Transport, region: str) -> Optional[Credentials]:
+    """Return what STS gives for the token in AWS_WEB_IDENTITY_TOKEN_FILE, as in pods of EKS.
+
+    It is AWS's STS of `region`, or AWS_ENDPOINT_URL_STS.
+
+    https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html
+    """
+    file, role = environ.get('AWS_WEB_IDENTITY_TOKEN_FILE'), environ.get('AWS_ROLE_ARN')
+    if not file or not role:
+        return None
+    url = environ.get('AWS_ENDPOINT_URL_STS') or aws_endpoint(region).replace('//s3', '//sts')
+    form = Secret(canonical_query({
+        'Action': 'AssumeRoleWithWebIdentity', 'Version': '2011-06-15', 'RoleArn': role,
+        'RoleSessionName': environ.get('AWS_ROLE_SESSION_NAME') or 'minis3storage',
+        'WebIdentityToken': pathlib.Path(file).read_text().strip()}.items()))
+    found = parse_xml(_fetch(transport, 'POST', url, {
+        'content-type': 'application/x-www-form-urlencoded'}, form).encode()).iter()
+    return _temporary({element.tag: element.text for element in found})
+
+
+def container_credentials(environ: dict, transport: Transport) -> Optional[Credentials]:
+    """Return what the agent of ECS or EKS gives to this container, None outside of one.
+
+    ECS sets a path, EKS a URL and a file with a token, which is read each time.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html
+    """
+    path, url, file, token = (Secret(environ.get('AWS_CONTAINER_' + name, '')) for name in (
+        'CREDENTIALS_RELATIVE_URI', 'CREDENTIALS_FULL_URI', 'AUTHORIZATION_TOKEN_FILE',
+        'AUTHORIZATION_TOKEN'))
+    url = 'http://169.254.170.2' + path if path else url
+    token = Secret(pathlib.Path(file).read_text().strip()) if file else token
+    headers = {'authorization': token} if token else {}
+    return _temporary(json.loads(_fetch(transport, 'GET', url, headers))) if url else None
+
+
+def instance_credentials(environ: dict, transport: Transport) -> Optional[Credentials]:
+    """Return those of this EC2 instance's role; None without a role, or outside of EC2.
+
+    Version 2 alone: it wants a PUT and a header, which nobody can talk a web server's own
+    requests into.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
+    """
+    if environ.get('AWS_EC2_METADATA_DISABLED', '').lower() == 'true':
+        return None
+    base, name, role = 'http://169.254.169.254/latest/', 'x-aws-ec2-metadata-token', ''
+    roles = base + 'meta-data/iam/security-credentials/'
+    with contextlib.suppress(S3Error):  # nothing there, or nothing that is EC2's
+        token = {name: _fetch(transport, 'PUT', base + 'api/token', {name + '-ttl-seconds': '60'})}
+        role = _fetch(transport, 'GET', roles, token).strip()
+    return _temporary(json.loads(_fetch(transport, 'GET', roles + role, token))) if role else None
+
+
+class CredentialSource:
+    """The first of `lookups` that has credentials; kept, and renewed before they expire.
+
+    A lookup is a (name, callable) pair; the callable returns Credentials or None. One thread
+    asks for all; the others go on with the old ones while they last, and so do all if there are
+    no new ones. Safe in threads and forks.
     """
 
-    def __init__(self, *lookups):
-        self._lookups, self._found = lookups, None
+    def __init__(self, *lookups, utcnow=utcnow, clock=time.monotonic):
+        self._lookups, self._utcnow, self._clock, self._locks = lookups, utcnow, clock, {}
+        # Credentials or None, when to ask again, where they are from or why there are none.
+        self._kept = None, 0, ''  # replaced in one assignment
 
     def get(self) -> Credentials:
         """Return the credentials, the same object until they are renewed. Else NoCredentials."""
-        found = self._found or next(filter(None, (look() for _, look in self._lookups)), None)
+        found, due, origin = self._kept  # Trap: another thread's renew() may empty it now
+        # A lock for each process: a fork has no thread that would release its parent's.
+        lock = self._locks.setdefault(os.getpid(), threading.Lock())
+        usable = found and found.lasts(self._utcnow()) > 0
+        if self._clock() >= due and not (usable and lock.locked()):
+            with lock:
+                found, due, origin = self._kept
+                if self._clock() >= due:
+                    found, due, origin = self._kept = self._look(found)
         if not found:
-            raise NoCredentials(errno.EACCES, 'no credentials in %s: set AWS_ACCESS_KEY_ID and '
-                                'AWS_SECRET_ACCESS_KEY' % ', '.join(n for n, _ in self._lookups))
-        self._found = found
+            raise NoCredentials(errno.EACCES, origin)
         return found
+
+    def _look(self, old):
+        """Return what is kept from now on, after `old`. A failure is no exception but a reason:
+
+        frames and contexts of exceptions would hold the answers, and end up in error reports.
+        """
+        now, pause = self._utcnow(), LOOK_AGAIN
+        why = 'no credentials in ' + ', '.join(name for name, _ in self._lookups)
+        try:
+            for name, look in self._lookups:
+                found = look()
+                if found:
+                    left = found.lasts(now)
+                    return found, self._clock() + max(left - RENEWED, left / 2, 1), name
+        except Exception as error:  # a callable of the project's may raise anything
+            pause = LOOK_AGAIN / 10
+            why = '%s: %s: %s' % (name, type(error).__name__, printable(error))
+        left = old.lasts(now) if old else 0
+        if left <= 0:
+            return None, self._clock() + pause, why
+        # Next when half of what is left is over: a failing service is asked ever sooner.
+        logger.warning('credentials are not renewed and end at %s: %s', old.expires, why)
+        return old, self._clock() + max(left / 2, 1), why
 
     def renew(self, old: Credentials) -> bool:
         """Ask again unless another thread has; True if there are others now than `old`."""
-        if self._found is old:
-            self._found = None
+        if self._kept[0] is old:
+            self._kept = None, 0, ''
         new = self.get()
         return (new.access_key, new.session_token) != (old.access_key, old.session_token)
+
+
+@functools.lru_cache(maxsize=16)
+def aws_source(name=None, region='us-east-1', verify=None, proxies=None) -> CredentialSource:
+    """Return the CredentialSource of AWS's places in their order, only profile `name` if given.
+
+    One for all buckets: those of many tenants would else ask STS or EC2 once each. STS is asked
+    with `verify` and `proxies`, Transport's, but these as pairs; what is on this machine is asked
+    without a proxy, and for a second.
+    """
+    far = Transport(verify, None if proxies is None else dict(proxies))
+    near = Transport(verify, {}, 1, 1)
+    lookups = [(place, functools.partial(look, os.environ, *more)) for place, look, *more in (
+        ('the environment (AWS_ACCESS_KEY_ID)', environment_credentials),
+        ('the profile %s' % (name or '(AWS_PROFILE)'), profile_credentials, name),
+        ('a web identity (AWS_WEB_IDENTITY_TOKEN_FILE)', pod_credentials, far, region),
+        ('a container (AWS_CONTAINER_CREDENTIALS_..._URI)', container_credentials, near),
+        ('an instance role (169.254.169.254)', instance_credentials, near))]
+    return CredentialSource(*lookups[1:2] if name else lookups)
 
 
 # ---- 7. Bucket ---------------------------------------------------------------------------------
@@ -1830,11 +2057,13 @@ class Writer(io.RawIOBase):
 
 # ================================== the Django line =============================================
 
+import django  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.core.exceptions import (  # noqa: E402
     ImproperlyConfigured, SuspiciousFileOperation,
 )
-from django.core.files.base import File  # noqa: E402
+from django.core.files import storage as files  # noqa: E402
+from django.core.files.base import ContentFile, File  # noqa: E402
 from django.core.files.storage import Storage  # noqa: E402
 from django.core.signals import setting_changed  # noqa: E402
 from django.utils import timezone  # noqa: E402
@@ -1887,8 +2116,8 @@ def _parameters(value):
 
 
 def _function(value):
-    """Return a callable that is the value itself: it is not asked for the value."""
-    if not callable(value):
+    """Return a callable that is the value itself, it is not asked for the value; or False."""
+    if value is not False and not callable(value):
         raise ValueError('a callable is wanted, not %.80r' % (value,))
     return value
 
@@ -2027,14 +2256,18 @@ class Options:
 
     #: The bucket; required when it is first used.
     bucket_name = Option(None, 'AWS_STORAGE_BUCKET_NAME AWS_S3_BUCKET_NAME', aliases='bucket')
-    #: Access key; without one the environment is asked.
+    #: Access key; without one AWS's own places are asked, see Credentials.
     access_key = Option(None, 'AWS_S3_ACCESS_KEY_ID AWS_ACCESS_KEY_ID', secret=True)
     #: Secret key, from the same place as the access key.
     secret_key = Option(None, 'AWS_S3_SECRET_ACCESS_KEY AWS_SECRET_ACCESS_KEY', secret=True)
     #: Session token, only from where the keys came from.
     security_token = Option(None, 'AWS_SESSION_TOKEN AWS_SECURITY_TOKEN', aliases='session_token',
         secret=True)
-    #: Region; else the one in endpoint_url, else us-east-1.
+    #: Callable that returns Credentials, asked again when they expire; False: anonymous.
+    credentials = Option(None, 'AWS_S3_CREDENTIALS', _function, keeps_false=True)
+    #: Profile in AWS's files to take keys and region from, and from nowhere else.
+    session_profile = Option(None, 'AWS_S3_SESSION_PROFILE')
+    #: Region; else the one in endpoint_url, else the profile's, else us-east-1.
     region_name = Option(None, 'AWS_S3_REGION_NAME AWS_REGION',
         environ='AWS_REGION AWS_DEFAULT_REGION')
     #: Where S3 is, if not at AWS: http(s)://host[:port][/path].
@@ -2262,9 +2495,9 @@ def _veiled(options):
 
 #: The options that make two configurations talk to the same place in the same way.
 BucketOptions = collections.namedtuple(
-    'BucketOptions', 'bucket_name access_key secret_key security_token region_name endpoint_url '
-    'public_endpoint_url addressing_style use_ssl verify proxies connect_timeout read_timeout '
-    'deadline max_attempts checksums')
+    'BucketOptions', 'bucket_name access_key secret_key security_token credentials '
+    'session_profile region_name endpoint_url public_endpoint_url addressing_style use_ssl verify '
+    'proxies connect_timeout read_timeout deadline max_attempts checksums')
 
 
 class S3Storage(Configured, Storage):
@@ -2385,17 +2618,26 @@ class S3Storage(Configured, Storage):
         if not config.bucket_name:
             raise ImproperlyConfigured('no bucket: set bucket_name (AWS_STORAGE_BUCKET_NAME)')
         endpoint, given = config.endpoint_url or None, self._given_credentials(config)
-        region = config.region_name or endpoint and endpoint_region(endpoint)
+        region = config.region_name or endpoint and endpoint_region(endpoint) or next(
+            (found['region'] for found in profile(os.environ, config.session_profile)
+             if 'region' in found), None)
         if endpoint is None and not config.use_ssl:
             endpoint = aws_endpoint(region or 'us-east-1', 'http')
         secure = endpoint is None or endpoint.startswith('https:')
         if config.addressing_style == 'virtual' and secure and '.' in config.bucket_name:
             logger.warning('bucket %s has dots, which no certificate covers: path style is used '
                            '(addressing_style, AWS_S3_ADDRESSING_STYLE)', config.bucket_name)
-        lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given),
-                   ('the environment', lambda: environment_credentials(os.environ))]
+        # One place alone: whoever names two would be surprised by either. With none AWS's are
+        # asked, by one source for all, since tenants by the hundred share them.
+        lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given)] * bool(given)
+        if config.credentials is not None:
+            lookups += [('credentials (AWS_S3_CREDENTIALS)', config.credentials or Anonymous)]
+        if len(lookups) + bool(config.session_profile) > 1:
+            raise ImproperlyConfigured('access_key, credentials and session_profile: give one of '
+                                       'them, and None for the others')
         bucket = Bucket(
-            config.bucket_name, CredentialSource(*lookups[:1 if given else 2]),
+            config.bucket_name, CredentialSource(*lookups) if lookups else aws_source(
+                config.session_profile, region or 'us-east-1', config.verify, config.proxies),
             region or 'us-east-1', endpoint, config.addressing_style,
             Transport(config.verify, None if config.proxies is None else dict(config.proxies),
                       config.connect_timeout, config.read_timeout),
@@ -2593,7 +2835,7 @@ class S3Storage(Configured, Storage):
                                            'FRONT_SIGNER), a callable: README.rst has one')
             sign = config.cloudfront_signer and config.querystring_auth
             return config.cloudfront_signer(url, int(now.timestamp()) + expires) if sign else url
-        if not config.querystring_auth:
+        if not config.querystring_auth or config.credentials is False:
             return bucket.public_url(key, query)
         return self._signing(bucket).presigned_url(method, key, expires, query, headers, now)
 
@@ -2645,16 +2887,134 @@ S3ManifestStaticStorage = S3StaticStorage  #: not built yet either
 
 
 # ---- 11. Command line --------------------------------------------------------------------------
+#
+# Each step of `check` is a block that says what it found, or raises. What to change is mostly
+# said by the exceptions of Transport and Bucket, so that it is in a project's own logs as well.
+# Trap: this is __main__, while Django imports this file again, under its name: the storage's
+# class, and what it raises, are others than here. So they are told by what they can do.
+
+
+@contextlib.contextmanager
+def _step(failed, title, fatal=False):
+    """Print a line on what happens in the block: the time, what it said or what it raised.
+
+    A failure is added to `failed`; after a `fatal` one nothing else makes sense.
+    """
+    started, words = time.monotonic(), []
+    try:
+        yield words.append
+    except Exception as error:  # any: the line is wanted, and those after it
+        failed.append(title)
+        words.append('%s: %s' % (type(error).__name__, getattr(error, 'strerror', 0) or error))
+    print('%-4s %-13s %6.0f ms  %s' % ('FAIL' if title in failed else 'ok', title, 1000 * (
+        time.monotonic() - started), '; '.join(filter(None, words)) or 'fine'))
+    if fatal and title in failed:
+        sys.exit(1)
+
+
+def _check_place(step, alias):
+    """Look at settings, server, clock and credentials, before anything is signed.
+
+    Return the storage that is `alias` in STORAGES; before Django 4.2 there is only the default.
+    What is set is printed with where it was; an unexpected place is a common surprise.
+    """
+    with step('settings', fatal=True) as say:
+        django.setup()
+        # Trap: without a word; the files then go to the disk.
+        say('Django 5.1 and later ignore DEFAULT_FILE_STORAGE: write STORAGES' * (
+            django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE')))
+        storage = getattr(files, 'storages', {'default': files.default_storage})[alias]
+        if not hasattr(storage, '_bucket'):
+            kind = storage.__class__.__name__  # Trap: default_storage's type() is its proxy's
+            raise ValueError('%r is a %s, not of minis3storage' % (alias, kind))
+        config, bucket, (_, _, places) = storage.config, storage._bucket(), storage._resolve()
+        url = '%s://%s%s' % bucket._location('')
+        say('http: anyone on the way can read and change it' * url.startswith('http:'))
+        acl = storage._headers('check').get('x-amz-acl') or config.default_acl or ''
+        say('ACL %s: all the world can read what is saved' % acl * acl.startswith('public'))
+    for name, value in config._asdict().items():
+        if places[name] != 'default' or name == 'file_overwrite':
+            print('       %s = %r (%s)' % (name, value, places[name]))
+    with step('connection', fatal=True) as say:
+        say(url)  # any answer will do, to what is not signed it is 403
+        served = parse_http_date(bucket.transport.ask('GET', url).headers.get('date'))
+    # S3 takes a quarter of an hour. Requests learn its time, but only when one was refused.
+    with step('clock') as say:
+        ahead = (utcnow() - (served or utcnow())).total_seconds()
+        say('%+.0f s' % ahead)
+        if abs(ahead) > 300:
+            raise ValueError('set it, the server\'s is right: URLs end too early, or never begin')
+    # Never a secret: their repr has none, nor have those of options.
+    with step('credentials', fatal=True) as say:
+        credentials = bucket.credentials.get()
+        say('%r from %s' % (credentials, bucket.credentials._kept[2]))
+        say('URLs for %d s end sooner, with them' % config.querystring_expire * (
+            credentials.lasts(utcnow()) < config.querystring_expire))
+    return storage
+
+
+def _check_access(step, storage):
+    """Do what a storage does, on one object of a random name that is deleted again.
+
+    What the server merely lacks is no failure: the words after "ignored" tell what it costs.
+    """
+    name, bucket = 'minis3storage-check-%016x' % random.getrandbits(64), storage._bucket()
+    region, body = bucket.region, b'minis3storage check'
+    # First, since its refusals say most: HEAD, with which save() begins, has no body for a reason.
+    with step('list'):
+        next(bucket.list_objects(storage._key(name)))
+    with step('put', fatal=True):
+        name = storage.save(name, ContentFile(body))
+        key, headers = storage._key(name), storage._headers(name)
+    # Requests learn this as well; a URL that was signed for another region stays wrong.
+    with step('region') as say:
+        say(region)
+        if bucket.region != region:
+            raise ValueError('set region_name (AWS_S3_REGION_NAME) to %r' % bucket.region)
+    with step('get') as say:
+        say('%d bytes' % len(storage.open(name).read()))
+    with step('range') as say:
+        part = bucket.get_object(key, 1, 5, headers=access_headers(headers)).read(len(body))
+        say('ignored: reading parts of a file is slow' * (part != body[1:5]))
+    # Without it only the look protects, with which save() begins: not from who saves meanwhile.
+    with step('If-None-Match') as say, contextlib.suppress(FileExistsError):
+        bucket.put_object(key, body, headers, if_none_match=True)
+        say('ignored: of two that save one name at the same moment, the second wins')
+    # As a browser does it: with no signature but the URL's, and where public_endpoint_url or
+    # custom_domain say. Both are wrong more often than S3 is.
+    with step('url()') as say:
+        url = storage.url(name)
+        status = bucket.transport.ask('GET', url).status
+        say('%s answers %d' % (url.partition('?')[0], status))
+        if status != 200:
+            raise ValueError('see public_endpoint_url, custom_domain' if 'Signature=' in url else
+                             'unsigned: let all s3:GetObject, or set querystring_auth to True')
+    with step('delete'):
+        storage.delete(name)
 
 
 def main(arguments: list) -> int:
-    """Print version and SHA-256 of this file, so that vendored copies can be audited."""
-    if arguments:
-        raise NotImplementedError('this version takes no arguments')
-    with open(__file__, 'rb') as source:
-        digest = hashlib.sha256(source.read()).hexdigest()
+    """Print version and SHA-256 of this file, so that vendored copies can be audited.
+
+    check [alias] tries what the storage of that name in STORAGES does, and says a line each on
+    what to change. The settings are --settings or DJANGO_SETTINGS_MODULE. Status 0: all is well;
+    1: something is not; 2: not called like that.
+    """
+    parser = argparse.ArgumentParser('python -m minis3storage', description=main.__doc__)
+    parser.add_argument('command', nargs='?', choices=['check'])
+    parser.add_argument('alias', nargs='?', default='default')
+    parser.add_argument('--settings', default=os.environ.get('DJANGO_SETTINGS_MODULE'))
+    asked, failed = parser.parse_args(arguments), []
+    digest = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
     print('minis3storage', __version__, 'sha256', digest)
-    return 0
+    if asked.command:
+        if asked.settings:
+            os.environ['DJANGO_SETTINGS_MODULE'] = asked.settings
+        elif not settings.configured:
+            parser.error('which project? In the folder of its manage.py: --settings its.settings')
+        step = functools.partial(_step, failed)
+        _check_access(step, _check_place(step, asked.alias))
+    return 1 if failed else 0
 
 
 if __name__ == '__main__':

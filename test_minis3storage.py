@@ -3,7 +3,9 @@
 They need nothing but the extra ``test``: S3 is an in-memory server that verifies signatures with
 code of its own. MINIS3STORAGE_TEST_ENDPOINT, _ACCESS_KEY, _SECRET_KEY, _BUCKET and _REGION point
 the tests marked ``storage`` and ``wire`` at any server instead (_VHOST_SUFFIX: the host below
-which buckets are subdomains; _CA: the CA file of an https endpoint; _LACKS: what it cannot do).
+which buckets are subdomains; _CA: the CA file of an https endpoint; _LACKS: what it cannot do;
+_STS: where it gives tokens for web identities; _NO_LIST: the two keys, with a blank between, of a
+user who may not list the bucket).
 MINIS3STORAGE_TEST_LARGE=1 measures the memory of 256 MiB, MINIS3STORAGE_FUZZ is how many random
 requests are compared with botocore's (100).
 """
@@ -101,13 +103,16 @@ from django.test.utils import override_settings  # noqa: E402
 
 import minis3storage  # noqa: E402
 from minis3storage import (  # noqa: E402
-    AccessDenied, Bucket, Credentials, Headers, NoSuchBucket, NoSuchKey, ObjectChanged,
-    PreconditionFailed, Reader, Request, S3Error, S3Storage, Signer, Transport, Unreachable, Writer,
+    AccessDenied, Bucket, Credentials, Headers, NoCredentials, NoSuchBucket, NoSuchKey,
+    ObjectChanged, PreconditionFailed, Reader, Request, S3Error, S3Storage, Signer, Transport,
+    Unreachable, Writer,
 )
 
 for _name in list(os.environ):  # the tests' S3 is the only one they may find
     if _name.startswith('AWS_') or _name.lower().endswith('_proxy'):
         del os.environ[_name]
+os.environ.update(AWS_SHARED_CREDENTIALS_FILE=os.devnull, AWS_CONFIG_FILE=os.devnull,
+                  AWS_EC2_METADATA_DISABLED='true')  # nor do they look for keys
 
 # ---- S3 in memory ------------------------------------------------------------------------------
 #
@@ -1273,6 +1278,167 @@ def test_mending_and_what_stays_uncertain():
 
 # ---- 6. Credential sources ---------------------------------------------------------------------
 
+GIVEN = {'AccessKeyId': 'ASIA', 'SecretAccessKey': 'SECRETKEY', 'Token': 'SECRETTOKEN',
+         'Expiration': '2099-01-01T00:00:00Z'}
+ROLES = '/latest/meta-data/iam/security-credentials/'
+#: Path, body, authorization, EC2's token and for how long one is wanted -> what is answered.
+DESK = {('/plain', '', None, None, None): GIVEN, ('/x', '', 'SECRETAUTH', None, None): GIVEN,
+        ('/latest/api/token', '', None, None, '60'): 'SECRETIMDS',
+        (ROLES, '', None, 'SECRETIMDS', None): 'a-role',
+        (ROLES + 'a-role', '', None, 'SECRETIMDS', None): GIVEN,
+        ('/', 'Action=AssumeRoleWithWebIdentity&RoleArn=arn%3Ar&RoleSessionName=minis3storage&Vers'
+         'ion=2011-06-15&WebIdentityToken=SECRETJWT%2B', None, None, None): document('Answer', {
+             'Result': {'Credentials': dict(GIVEN, SessionToken='SECRETTOKEN')}}).decode()}
+PAIR = 'aws_access_key_id = %s\naws_secret_access_key = SECRET%%KEY\n'
+HOME = '[default]\nregion = eu-north-1\n' + PAIR % 'home'
+TWO = '|[profile p]\n%s[q]\nregion = eu-west-1' % PAIR % 'two'
+ENV = {'ACCESS_KEY_ID': 'env', 'SECRET_ACCESS_KEY': 'SECRETKEY', 'SESSION_TOKEN': 'SECRETTOKEN'}
+WEB = {'WEB_IDENTITY_TOKEN_FILE': '{tmp}/JWT+', 'ROLE_ARN': 'arn:r', 'ENDPOINT_URL_STS': '{tls}'}
+PATH, FULL = 'CONTAINER_CREDENTIALS_RELATIVE_URI', 'CONTAINER_CREDENTIALS_FULL_URI'
+AUTH, FILE = 'CONTAINER_AUTHORIZATION_TOKEN', 'CONTAINER_AUTHORIZATION_TOKEN_FILE'
+
+
+def serve_keys(peer):
+    """Answer as STS, EC2's metadata and the agents of ECS and EKS do."""
+    peer.ask()
+    found = DESK.get((peer.record.path, peer.record.body.decode()) + tuple(map(
+        peer.record.headers.get, ('authorization', 'x-aws-ec2-metadata-token',
+                                  'x-aws-ec2-metadata-token-ttl-seconds'))))
+    text = found if isinstance(found, str) else json.dumps(found) if found else (
+        error('403 InvalidIdentityToken')[2].decode())
+    peer.respond(200 if found else 403, {}, text.encode())
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    """A function: AWS's link-local addresses are `server`; it returns the hosts that are asked."""
+    def redirect(server):
+        hosts, real = set(), socket.create_connection
+        monkeypatch.setattr(socket, 'create_connection', lambda to, *more, **kwargs: hosts.add(
+            to[0][:4]) or real(server.server_address if to[0][:4] == '169.' else to, *more,
+                              **kwargs))
+        monkeypatch.delenv('AWS_EC2_METADATA_DISABLED')
+        monkeypatch.setenv('http_proxy', 'http://127.0.0.1:1')
+        minis3storage.aws_source.cache_clear()
+        return hosts
+    yield redirect
+    minis3storage.aws_source.cache_clear()
+
+
+@pytest.mark.parametrize('environ, profiles, found', [
+    (ENV, '', 'env'), (dict(ENV, S3_ACCESS_KEY_ID='s3', S3_SECRET_ACCESS_KEY='SECRET'), '', 's3'),
+    (dict(ENV, **WEB), HOME, 'env'), (WEB, HOME, 'home'), (dict(WEB, ROLE_ARN=''), '', 'ASIA'),
+    ({'ACCESS_KEY_ID': 'half', 'SESSION_TOKEN': 'SECRETTOKEN'}, HOME, 'home'),
+    ({'ACCESS_KEY_ID': 'a', 'SECRET_ACCESS_KEY': 'SECRETKEY '}, '', 'ValueError: secret_key is'),
+    ({'PROFILE': 'p'}, HOME + TWO, 'two'), (dict(ENV, session_profile='p'), HOME + TWO, 'two'),
+    (dict(ENV, session_profile='q'), TWO, 'no credentials in the profile q$'),
+    ({}, '[default]\naws_access_key_id = half|[default]\n' + PAIR % 'whole', 'whole'),
+    ({}, HOME + '|[default]\naws_session_token = SECRETTOKEN\n' + PAIR % 'two', 'home'),
+    ({}, '|[default]\nregion = eu-north-1', 'ASIA'), ({'PROFILE': 'gone'}, '', "profile 'gone'"),
+    ({}, 'no section, but a SECRETKEY', 'no file of profiles'),
+    ({}, HOME + 'role_arn = x', 'has role_arn'), ({}, '|[default]\nsso_session = x', 'has sso_se'),
+    ({}, '|[default]\ncredential_process = x', 'has credential_process'), (WEB, '', 'ASIA'),
+    (dict(WEB, WEB_IDENTITY_TOKEN_FILE='{tmp}/AUTH'), '', 'InvalidIdentityToken: A fault'),
+    (dict(WEB, WEB_IDENTITY_TOKEN_FILE='{tmp}/none'), '', 'FileNotFoundError'),
+    (dict(WEB, ENDPOINT_URL_STS='http://sts.example.com'), '', 'over https'),
+    (dict(WEB, ENDPOINT_URL_STS='{other}'), '', "doesn't match|mismatch"),
+    ({PATH: '/plain'}, '', 'ASIA'), ({FULL: '{plain}/plain?a=b'}, '', 'ASIA'),
+    ({FULL: '{plain}/x', AUTH: 'SECRETAUTH'}, '', 'ASIA'),
+    ({FULL: '{tls}/x', AUTH: 'SECRETOLD', FILE: '{tmp}/AUTH'}, '', 'ASIA'),
+    ({FULL: 'http://169.254.170.23/x', FILE: '{tmp}/AUTH'}, '', 'ASIA'),
+    ({FULL: '{plain}/x', AUTH: 'SECRETOLD'}, '', '403 Forbidden'),
+    ({FULL: '{plain}/x', AUTH: 'SECRET\nOLD'}, '', 'not printable ASCII'),
+    ({FULL: 'http://example.com/plain'}, '', 'over https'), ({PATH: '@a.com/'}, '', 'over https'),
+    ({FULL: 'http://127.0.0.1.example.com/plain'}, '', 'over https'), ({}, '', 'ASIA'),
+    ({'EC2_METADATA_DISABLED': 'TRUE'}, '', r'in the environment .*, the profile .*, a web identi'
+     r'ty .*, a container .*, an instance role \(169.254.169.254\)$')])
+def test_sources(environ, profiles, found, wire, tls, connect, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    desk = itertools.repeat(serve_keys)
+    plain, secure = wire(desk), wire(desk, secure=True)
+    other, hosts = wire(desk, secure=True, tls=tls('other.example.com')), connect(plain)
+    for name in 'JWT+', 'AUTH':
+        (tmp_path / name).write_text('SECRET%s\n' % name)
+    for name, text in environ.items():
+        monkeypatch.setenv('AWS_' + name, text.format(
+            tmp=tmp_path, tls=secure.endpoint, plain=plain.endpoint, other=other.endpoint))
+    for name, text in zip(('SHARED_CREDENTIALS', 'CONFIG'), profiles.split('|')):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setenv('AWS_%s_FILE' % name, str(tmp_path / name))
+    named = environ.get('session_profile') or environ.get('PROFILE')
+    own = HOME in profiles or named in ('p', 'q')  # has a region, or none
+    make = partial(S3Storage, 'b', verify=tls.file, region_name=None if own else 'eu-north-1',
+                   session_profile=environ.get('session_profile'))
+    bucket = make()._bucket()
+    assert bucket.region == {'q': 'eu-west-1', 'p': 'us-east-1'}.get(named, 'eu-north-1')
+    try:
+        got = bucket.credentials.get()
+        assert (got.access_key, bool(got.expires)) == (found, found == 'ASIA')
+        assert got.session_token == ('SECRETTOKEN' if found in ('ASIA', 'env') else '')
+        assert got.secret_key in ('SECRET', 'SECRETKEY', 'SECRET%KEY')
+        assert make(location='a')._bucket().credentials.get() is got  # one source for all
+    except NoCredentials as error:
+        assert re.search(found, error.strerror) and 'SECRET' not in reported(error)
+    assert 'SECRET' not in caplog.text and hosts <= {'127.', '169.'}
+
+
+def test_no_service_costs_a_second_and_none_found_is_remembered(wire, connect):
+    silent, started = wire([Peer.ask, Peer.wait]), time.monotonic()
+    connect(silent)
+    for _ in 'ab':
+        pytest.raises(NoCredentials, minis3storage.aws_source().get).match('no credentials in')
+    assert time.monotonic() - started < 1.6 and len(silent.requests) == 1
+
+
+def test_a_service_that_fails_once_is_asked_again(wire, connect):
+    connect(wire([CLOSE], itertools.repeat(serve_keys)))
+    assert minis3storage.aws_source().get().access_key == 'ASIA'
+
+
+class Clock:
+    """A source on a clock of its own; its credentials last an hour. `fails` is how it fails."""
+
+    def __init__(self, wait=lambda: None):
+        self.seconds, self.asked, self.fails, self.wait = 0, 0, '', wait
+        self.get = minis3storage.CredentialSource(
+            ('a role', self.look), clock=lambda: self.seconds, utcnow=self.now).get
+
+    def now(self):
+        return datetime(2030, 1, 1, tzinfo=timezone.utc) + timedelta(0, self.seconds)
+
+    def look(self):
+        self.asked += 1
+        self.wait()
+        if self.fails == 'error':
+            raise OSError('the service is\x1bdown')
+        end = self.now() + timedelta(hours=1)
+        return None if self.fails else Credentials('k%d' % self.asked, 's', 't', end)
+
+    def at(self, *moments, fails=''):
+        """Return the access keys or errors at these seconds, and how often it was asked."""
+        self.fails, said = fails, []
+        for self.seconds in moments:
+            try:
+                said.append(self.get().access_key)
+            except NoCredentials as error:
+                said.append(error.strerror)
+        return said + [self.asked]
+
+
+def test_renewed_before_they_expire_and_kept_while_they_last(caplog):
+    clock, error = Clock(), 'a role: OSError: the service is down'
+    assert clock.at(0, 3299) == ['k1', 'k1', 1] and clock.at(3300, 6599) == ['k2', 'k2', 2]
+    assert clock.at(6600, 6749, fails='error') == ['k2', 'k2', 3]
+    assert clock.at(6750, 6824, fails='none') == ['k2', 'k2', 4]
+    assert 'end at 2030-01-01 01:55:00' in caplog.text and error in caplog.text
+    assert clock.at(6900, 6905, fails='error') == [error, error, 5]
+    assert clock.at(6906, 6965, fails='none') == ['no credentials in a role'] * 2 + [6]
+    assert clock.at(6966, 9999) == ['k7', 'k7', 7]
+    for given in {'AccessKeyId': 'SECRET'}, Credentials('a', 'SECRET', '', datetime(2030, 1, 1)):
+        with pytest.raises(NoCredentials, match='(Attribute|Type)Error') as caught:
+            minis3storage.CredentialSource(('me', lambda: given)).get()
+        assert 'SECRET' not in reported(caught.value)
+
 
 def test_renewal_by_another_thread_counts():
     tokens = iter(['old', 'new', 'new'])
@@ -1281,6 +1447,83 @@ def test_renewal_by_another_thread_counts():
     old = renewed.get()
     assert renewed.get() is old and renewed.renew(old) and renewed.renew(old)
     assert not renewed.renew(renewed.get())
+
+
+def test_one_thread_asks_and_others_go_on_while_the_old_ones_last(monkeypatch):
+    began, go_on = threading.Event(), threading.Event()
+    clock = Clock(lambda: began.set() or go_on.wait(5))
+    get = clock.get
+    with ThreadPoolExecutor(9) as pool:
+        first = [pool.submit(get) for _ in range(8)]  # there are no old ones: all wait for one
+        assert began.wait(5) and not any(future.done() for future in first)
+        go_on.set()
+        assert {future.result() for future in first} == {get()} and clock.asked == 1
+        began.clear(), go_on.clear()
+        clock.seconds, old = 3400, get()
+        renewing = pool.submit(get)
+        assert began.wait(5) and [get() for _ in range(8)] == [old] * 8
+        clock.seconds = 3601
+        waiting = pool.submit(get)
+        time.sleep(.05)
+        assert not waiting.done()
+        with monkeypatch.context() as patch:  # a fork waits for no thread of its parent's
+            patch.setattr(os, 'getpid', lambda: 1 << 30)
+            clock.wait = lambda: None
+            assert get() is not old and clock.asked == 3
+        go_on.set()
+        assert renewing.result() is not old and waiting.result() is not old
+
+
+@pytest.mark.wire
+@pytest.mark.skipif(not environment('STS'), reason='MINIS3STORAGE_TEST_STS is not set')
+def test_web_identity_at_ceph(wire, tmp_path, monkeypatch):
+    """Ceph's own STS, over https; the user needs the caps oidc-provider=*;roles=*."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+    def provide(peer):
+        peer.ask()
+        peer.respond(200, {}, json.dumps({'jwks_uri': provider.endpoint, 'keys': [{
+            'kty': 'RSA', 'alg': 'RS256', 'x5c': [base64.b64encode(der).decode()]}]}).encode())
+
+    def coded(part):
+        return base64.urlsafe_b64encode(part).rstrip(b'=')
+
+    def allow(action, **more):
+        return json.dumps({'Version': '2012-10-17', 'Statement': [dict(
+            more, Effect='Allow', Action=[action])]}, separators=',:')  # it takes + for a plus
+
+    provider, role = wire(itertools.repeat(provide)), 'role-' + uuid.uuid4().hex
+    now, key = datetime.now(), rsa.generate_private_key(65537, 2048, None)
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, 'test')])
+    der = x509.CertificateBuilder(
+        name, name, key.public_key(), 7, now - timedelta(2), now + timedelta(2)).sign(
+            key, hashes.SHA256(), None).public_bytes(serialization.Encoding.DER)
+    iam = botocore.session.Session().create_client(
+        'iam', 'us-east-1', endpoint_url=environment('STS'), verify=environment('CA'),
+        aws_access_key_id=Outside.access_key, aws_secret_access_key=Outside.secret_key)
+    iam.create_open_id_connect_provider(
+        Url=provider.endpoint, ThumbprintList=[hashlib.sha1(der).hexdigest().upper()])
+    iam.create_role(RoleName=role, AssumeRolePolicyDocument=allow(
+        'sts:AssumeRoleWithWebIdentity', Principal={'Federated': [
+            'arn:aws:iam:::oidc-provider/' + provider.host]},
+        Condition={'StringEquals': {provider.host + ':app_id': 'app'}}))
+    iam.put_role_policy(RoleName=role, PolicyName='p', PolicyDocument=allow('s3:*', Resource='*'))
+    jwt = b'.'.join(coded(json.dumps(part).encode()) for part in (
+        {'alg': 'RS256', 'typ': 'JWT', 'kid': 'k'},
+        {'iss': provider.endpoint, 'aud': 'app', 'sub': 'me', 'exp': int(time.time()) + 600}))
+    (tmp_path / 'JWT+').write_bytes(jwt + b'.' + coded(key.sign(
+        jwt, padding.PKCS1v15(), hashes.SHA256())))
+    for variable, text in dict(WEB, ROLE_ARN='arn:aws:iam:::role/' + role).items():
+        monkeypatch.setenv('AWS_' + variable, text.format(tmp=tmp_path, tls=environment('STS')))
+    minis3storage.aws_source.cache_clear()
+    storage = storage_on(Outside, access_key=None, secret_key=None, verify=environment('CA'))
+    stored = storage.save('by-web-identity', ContentFile(b'body'))
+    assert storage.open(stored).read() == b'body' == browse(storage.url(stored))[1]
+    storage.delete(stored)
+    lasts = storage._bucket().credentials.get().lasts(minis3storage.utcnow())
+    assert 3000 < lasts <= 3600
 
 
 # ---- 7. Bucket ---------------------------------------------------------------------------------
@@ -2375,17 +2618,38 @@ def test_keys_of_two_places_are_never_mixed(monkeypatch):
         assert 'Token' not in S3Storage(bucket_name='b', region_name='eu-west-1').url('k')
 
 
-def test_the_environment_is_asked_last(monkeypatch):
-    storage = S3Storage(bucket_name='b', region_name='eu-west-1')
-    pytest.raises(minis3storage.NoCredentials, storage.exists, 'x').match('environment')
-    for name in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY', 'SESSION_TOKEN'):
-        monkeypatch.setenv('AWS_' + name, 'env')
-    url = storage.url('k')
-    assert 'Credential=env%2F' in url and 'X-Amz-Security-Token=env' in url
-    for name in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY'):
-        monkeypatch.setenv('AWS_S3_' + name, 's3')
-    url = S3Storage(bucket_name='b', region_name='eu-west-1').url('k')
-    assert 'Credential=s3%2F' in url and 'Token' not in url  # the token is the other set's
+def test_credentials_of_a_callable_and_none(memory):
+    memory.session_token = 'old'
+    memory.put('x', b'body')
+    memory.fault(changing(error('400 ExpiredToken'), session_token='new'))
+    tokens, own = iter(['old', 'new']), dict(access_key=None, secret_key=None)
+    asked = storage_on(memory, credentials=lambda: Credentials(
+        memory.access_key, memory.secret_key, next(tokens)), **own)
+    assert asked.open('x').read() == b'body'
+    assert [record.headers['x-amz-security-token'] for record in memory.requests] == ['old', 'new']
+    anonymous = storage_on(memory, credentials=False, **own)
+    pytest.raises(AccessDenied, anonymous.open, 'x')
+    assert not [name for name in memory.requests[-1].headers if re.match('auth|x-amz', name)]
+    assert anonymous.url('x') == memory.endpoint + '/test-bucket/x'
+    pytest.raises(ValueError, anonymous.presigned_post, 'x').match('without credentials')
+    for more in dict(own, session_profile='p'), {}:
+        with pytest.raises(ImproperlyConfigured, match='one of them'):
+            storage_on(memory, credentials=False, **more).exists('x')
+
+
+def test_signed_urls_end_with_their_credentials_and_unsigned_ones_need_none(caplog):
+    make, end = partial(S3Storage, 'bb', region_name='eu-north-1'), datetime.now(
+        timezone.utc) + timedelta(seconds=100)
+    storage = make(credentials=lambda: Credentials('a', 's', 't', end))
+    expires = [int(re.search(r'Expires=(\d+)', storage.url('x', expire=expire)).group(1))
+               for expire in (50, 3600, 604800)]
+    assert expires[0] == 50 and 97 < expires[2] <= expires[1] <= 100
+    assert caplog.text.count('end with their credentials') == 1
+    policy = base64.b64decode(storage.presigned_post('x')['fields']['policy']).decode()
+    assert json.loads(policy)['expiration'] <= end.strftime('%Y-%m-%dT%H:%M:%SZ')
+    pytest.raises(ValueError, storage.url, 'x', expire=604801).match('whole seconds')
+    unsigned = make(querystring_auth=False, credentials=lambda: 1 / 0)
+    assert unsigned.url('x') == 'https://bb.s3.eu-north-1.amazonaws.com/x'
 
 
 def test_an_option_set_on_an_instance_counts():
@@ -2633,7 +2897,7 @@ def test_no_secret_in_any_frame_of_a_traceback(options, settings, environ, monke
     for pair in environ.items():
         monkeypatch.setenv(*pair)
     with override_settings(**settings), pytest.raises((
-            ImproperlyConfigured, Unreachable, ValueError)) as caught:
+            ImproperlyConfigured, NoCredentials, Unreachable, ValueError)) as caught:
         S3Storage(**options).exists('x')
     assert 'SECRETKEY' not in reported(caught.value)
 
@@ -2669,7 +2933,7 @@ PARAMETERS = {
     'ServerSideEncryption': 'aws:kms', 'SSEKMSKeyId': 'key', 'SSEKMSEncryptionContext': 'e30=',
     'WebsiteRedirectLocation': '/x', 'RequestPayer': 'requester', 'ChecksumSHA256': 'AA==',
     'ChecksumCRC32C': 'AA==', 'ExpectedBucketOwner': '123456789012', 'ObjectLockMode': 'GOVERNANCE',
-    'ObjectLockRetainUntilDate': datetime(2027, 1, 2, tzinfo=timezone.utc),
+    'ObjectLockRetainUntilDate': datetime(2027, 1, 2, tzinfo=timezone(timedelta(hours=9))),
     'ObjectLockLegalHoldStatus': 'ON', 'SSECustomerAlgorithm': 'AES256', 'SSECustomerKey': 'k' * 32}
 
 
@@ -2903,10 +3167,69 @@ def test_the_command_and_what_is_not_there_yet():
     command = [sys.executable, '-m', 'minis3storage']
     assert subprocess.check_output(command, cwd=HERE).decode().split() == [
         'minis3storage', minis3storage.__version__, 'sha256', digest]
-    assert subprocess.call(command + ['check'], cwd=HERE, stderr=subprocess.DEVNULL) == 1
-    for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage,
-                 partial(minis3storage.main, ['check'])):
+    lost = subprocess.run(command + ['check'], cwd=HERE, stderr=subprocess.PIPE)
+    assert lost.returncode == 2 and b'which project? ' in lost.stderr
+    for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage):
         pytest.raises(NotImplementedError, call).match('this version')
+
+
+DISK = 'django.core.files.storage.FileSystemStorage'
+
+
+@pytest.mark.wire
+@pytest.mark.parametrize('different, title, words', [
+    ({}, 'range', 'ok.*fine'), ({'secret_key': 'wrong'}, 'list', 'FAIL.*_SECRET_|.* 403 A'),
+    ({'access_key': 'UNKNOWNKEY'}, 'list', 'FAIL.*AWS_ACCESS_KEY_ID|.* 403 '),
+    ({'region_name': 'ap-south-1'}, 'region', 'FAIL.*region_name.*eu-central-1|ok.*ap-south-1'),
+    ({'bucket_name': 'no-such-bucket'}, 'list', 'FAIL.*NoSuchBucket.*check bucket_name'),
+    ({'endpoint_url': '{server}/path'}, 'list', 'FAIL.*NoSuchBucket.*addressing_style'),
+    ({'endpoint_url': 'http://s3.invalid'}, 'connection', 'FAIL.*gaierror.*check endpoint_url'),
+    ({'endpoint_url': 'http://127.0.0.1:1'}, 'connection', 'FAIL.*nothing listens there'),
+    ({'endpoint_url': '{tls}', 'verify': None}, 'connection', 'FAIL.*set verify to its file'),
+    ({'LATE': 1200}, 'clock', r'FAIL.*-1[12]\d\d s.*ValueError: set it'),
+    ({'FAULTS': [('403 AccessDenied', 1, 'GET'), ('403 AccessDenied', 1, 'HEAD')]}, 'list',
+     'FAIL.*AccessDenied.*ListBucket'),
+    ({'credentials': lambda: Credentials('a', 's', '', minis3storage.utcnow() + timedelta(0, 9)),
+      'access_key': None, 'secret_key': None}, 'credentials', 'ok.*URLs for 3600 s end sooner'),
+    ({'querystring_auth': False}, 'url()', 'FAIL.* answers 403;.*unsigned: let all s3:GetObject'),
+    ({'session_profile': 'x'}, 'settings', 'FAIL.*ImproperlyConfigured.*give one of'),
+    ({'default_acl': 'public-read'}, 'settings', 'ok.*http: .*ACL public-read: all |ok.*ACL'),
+    ({'object_parameters': {'ACL': 'public-read'}}, 'settings', 'ok.*: all the world'),
+    ({'FAULTS': [('ignore-if-none-match', 1, 'PUT', 1)]}, 'If-None-Match', '.*two|.*fine'),
+    ({'FAULTS': [('ignore-range', 1, 'GET', 2)]}, 'range', 'ok.*ng parts|ok.*fine'),
+    ({'STORAGES': {'default': {'BACKEND': DISK}}} if django.VERSION >= (4, 2) else {
+        'DEFAULT_FILE_STORAGE': DISK}, 'settings', 'FAIL.*FileSystemStorage, not of minis3storage'),
+    pytest.param({'DEFAULT_FILE_STORAGE': 'x'}, 'settings', 'ok.*5.1 and later ignore DEFAULT_FIL',
+                 marks=pytest.mark.skipif(django.VERSION < (5, 1), reason='it is used'))])
+def test_check(different, title, words, shared_s3, wire, monkeypatch, capsys):
+    """After a | is what Ceph says: it takes any region, and with STS refuses without a reason."""
+    used = dict({'bucket_name': shared_s3.bucket, 'verify': environment('CA') or None,
+                 'endpoint_url': '{server}', 'access_key': shared_s3.access_key, 'max_attempts': 2,
+                 'secret_key': shared_s3.secret_key, 'region_name': shared_s3.region}, **different)
+    if 'LATE' in used:
+        now = minis3storage.utcnow() - timedelta(0, used.pop('LATE'))
+        monkeypatch.setattr(minis3storage, 'utcnow', lambda: now)
+    for fault in used.pop('FAULTS', ()):
+        if not Outside.endpoint:
+            shared_s3.fault(*fault)
+        elif title == 'list':  # the keys of a user who may do all but that
+            used.update(zip(('access_key', 'secret_key'), environment('NO_LIST').split()))
+    used['endpoint_url'] = used['endpoint_url'].format(
+        server=shared_s3.endpoint, tls=title == 'connection' and wire([OK], secure=True).endpoint)
+    with override_settings(**{minis3storage.DECLARED[name].settings[0] if name.islower() else name:
+                              value for name, value in used.items()}):
+        try:
+            status = minis3storage.main(['check'])
+        except SystemExit as error:
+            status = error.code
+    said = capsys.readouterr().out
+    lines = {line.split()[1]: line for line in said.splitlines()}
+    assert shared_s3.secret_key not in said and len(said.split()[3]) == 64
+    assert 'file_overwrite = False (default)' in said or 'FAIL settings' in said
+    assert re.match(words if Outside.endpoint else words.split('|')[0], lines[title])
+    assert status == ('FAIL' in said)
+    assert status or list(lines)[-1] == 'delete' and not any(
+        'check' in key for key in getattr(shared_s3, 'objects', ()))
 
 
 # ---- Faults ------------------------------------------------------------------------------------
@@ -3328,7 +3651,7 @@ def test_nothing_tells_a_secret(memory, caplog):
     ('open', {'bucket_name': 'other'}, (), NoSuchBucket,
      r'bucket_name, endpoint_url and addressing_style.*http://127.0.0.1:\d+/other/ \(auto\)'),
     ('exists', {'endpoint_url': 'http://nowhere.invalid'}, (), Unreachable,
-     'nowhere.invalid.*check endpoint_url, region_name and bucket_name'),
+     'nowhere.invalid.*check endpoint_url, region_name, bucket_name, addressing_style'),
     ('exists', {'endpoint_url': 'http://127.0.0.1:1'}, (), Unreachable, 'check .* and its port'),
     ('exists', {'endpoint_url': 'https://127.0.0.1:%d'}, (), Unreachable, 'check the scheme of'),
     ('exists', {'read_timeout': .1}, (), Unreachable, 'and read_timeout')])
@@ -3664,6 +3987,8 @@ assert "minis3storage" not in sys.modules
 ''', dotted + '.S3Storage', cwd=str(tmp_path), env=dict(
         environ_of(memory), DJANGO_SETTINGS_MODULE='own_settings'))
     assert memory.objects['a'].body == b'vendored'
+    subprocess.run([sys.executable, '-W', 'ignore', '-m', dotted, 'check', '--settings',
+                    'own_settings'], check=True, cwd=str(tmp_path), env=environ_of(memory))
 
 
 @pytest.mark.storage

@@ -3,6 +3,7 @@
 #
 #   .ci/ceph.sh start DIR    installs what is missing (Debian's packages, as root), starts, prints lines to eval:
 #                            ENDPOINT ACCESS_KEY SECRET_KEY REGION BUCKET VHOST_SUFFIX TLS_ENDPOINT TLS_VHOST_SUFFIX CA
+#                            STS (tokens for web identities, https) NO_LIST (a user's two keys, who may not list the bucket)
 #   .ci/ceph.sh stop DIR
 #
 # One monitor, one OSD that keeps its objects in memory, one gateway. Everything is in DIR and listens on 127.0.0.1 only,
@@ -15,6 +16,7 @@ TLS=$((PORT + 443)) MON=$((PORT + 91))
 NAME=s3.localhost
 FSID=5e1f1ab0-0000-4000-8000-0000000028ce
 ACCESS=TESTCEPHACCESSKEY001 SECRET='testCephSecret/Key+0001abcdefghijklmnopq'
+ACCESS2=TESTCEPHACCESSKEY002 SECRET2='testCephSecret/Key+0002abcdefghijklmnopq'
 export CEPH_ARGS=
 
 say() { printf '%s\n' "ceph: $*" >&2; }
@@ -107,7 +109,9 @@ memstore device bytes = 8589934592
 rgw data = $DIR/rgw
 rgw frontends = beast endpoint=127.0.0.1:$PORT ssl_endpoint=127.0.0.1:$TLS ssl_certificate=$DIR/cert.pem ssl_private_key=$DIR/key.pem
 rgw dns name = $NAME
-rgw enable apis = s3
+rgw enable apis = s3, sts, iam
+rgw s3 auth use sts = true
+rgw sts key = testStsKey123456
 rgw thread pool size = 48
 # Give the memory of deleted objects back after seconds, not hours.
 rgw gc obj min wait = 5
@@ -140,6 +144,12 @@ listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 gone() { ! runs "$1"; }
 osd_up() { timeout 20 ceph --conf "$DIR/ceph.conf" osd stat | grep -q '1 up'; }
 
+# put PATH BODY: over https, so that the certificate is tried too. curl before 8 does not send the header.
+put() {
+  curl -sS --fail --noproxy '*' --max-time 60 --cacert "$DIR/ca.pem" --aws-sigv4 aws:amz:us-east-1:s3 --user "$ACCESS:$SECRET" \
+    -H "x-amz-content-sha256: $(printf %s "$2" | sha256sum | cut -d ' ' -f 1)" -X PUT --data-binary "$2" "https://127.0.0.1:$TLS/$1" >&2
+}
+
 start() {
   local p
   for p in $PORT $TLS $MON; do ! listens $p || fail "port $p is taken; set TEST_CEPH_PORT"; done
@@ -158,13 +168,14 @@ start() {
   daemon osd ceph-osd -f -i 0
   within 60 osd_up || fail "the OSD is not up, see $DIR/osd.out"
   timeout 120 radosgw-admin $conf --name client.rgw.test user create --uid test --display-name test \
-    --access-key "$ACCESS" --secret-key "$SECRET" >>"$log" 2>&1 || fail "no user, see $log"
+    --access-key "$ACCESS" --secret-key "$SECRET" --caps 'oidc-provider=*;roles=*' >>"$log" 2>&1 &&
+    timeout 120 radosgw-admin $conf --name client.rgw.test user create --uid other --display-name other \
+      --access-key "$ACCESS2" --secret-key "$SECRET2" >>"$log" 2>&1 || fail "no users, see $log"
   daemon rgw radosgw -f --name client.rgw.test
   within 60 listens $TLS || fail "the gateway does not listen, see $DIR/rgw.out"
-  # Over https, so that the certificate is tried too. curl before 8 does not send the header, S3's SHA-256 of no body.
-  curl -sS --fail --noproxy '*' --max-time 60 --cacert "$DIR/ca.pem" --aws-sigv4 aws:amz:us-east-1:s3 \
-    --user "$ACCESS:$SECRET" -H "x-amz-content-sha256: $(printf '' | sha256sum | cut -d ' ' -f 1)" \
-    -X PUT "https://127.0.0.1:$TLS/test" >&2 || fail "no bucket, see $DIR/client.rgw.test.log"
+  put test '' || fail "no bucket, see $DIR/client.rgw.test.log"
+  put 'test?policy=' '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"AWS": ["arn:aws:iam:::user/other"]},
+    "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], "Resource": ["arn:aws:s3:::test/*"]}]}' || fail "no policy"
   say "ready in $SECONDS s"
   cat <<END
 ENDPOINT=http://127.0.0.1:$PORT
@@ -176,6 +187,8 @@ VHOST_SUFFIX=$NAME:$PORT
 TLS_ENDPOINT=https://127.0.0.1:$TLS
 TLS_VHOST_SUFFIX=$NAME:$TLS
 CA=$DIR/ca.pem
+STS=https://127.0.0.1:$TLS
+NO_LIST="$ACCESS2 $SECRET2"
 END
 }
 
