@@ -2662,12 +2662,13 @@ class _Run:
     def keeps(self, key, size, etag, headers):
         """Tell whether the object has the content of this `etag` already; know it as stored.
 
-        S3's own ETag is of another kind with SSE-KMS, SSE-C or FIPS: so where the size is the
-        same, one HEAD asks for the one that was stored with the object.
+        S3's own is of another kind with SSE-KMS or SSE-C, and ours under FIPS: so where the size
+        is the same one HEAD asks for the one that was stored with the object.
         """
         entry = self.find(key) or self.held.pop(key, None)
-        same = entry and entry.size == size and (entry.etag == etag or self.bucket.head_object(
-            key, access_headers(headers)).get('x-amz-meta-hash') == etag.strip('"'))
+        # Fact: rclone lists ETags without quotes; here none has them.
+        same = entry and entry.size == size and (entry.etag.strip('"') == etag or etag == (
+            self.bucket.head_object(key, access_headers(headers)).get('x-amz-meta-hash')))
         self.add(entry if same else Entry(key, size, etag, self.bucket.now()))
         return same
 
@@ -2697,13 +2698,18 @@ class _Run:
 
     def put_object(self, key, body, headers, exclusive):
         """Store `body` unless it is stored, maybe later; what has more than 1 MiB at once."""
-        etag = '"%s"' % (md5(body) or hashlib.sha256(body)).hexdigest()
+        etag = (md5(body) or hashlib.sha256(body)).hexdigest()
         if not self.keeps(key, len(body), etag, headers):
-            headers = dict(headers, **{'x-amz-meta-hash': etag.strip('"')})
+            headers = dict(headers, **{'x-amz-meta-hash': etag})
             self.queued[key] = submit(
                 self.ahead and len(body) <= 1024 ** 2, self.bucket.put_object, key, body, headers,
                 exclusive), body
         self.settle(self.ahead)
+
+    def create_multipart_upload(self, key, headers):
+        """Begin an upload in parts, with the ETag that `keeps` was told."""
+        etag = self.known[key].etag if key in self.known else ''
+        return self.bucket.create_multipart_upload(key, dict(headers, **{'x-amz-meta-hash': etag}))
 
 
 class S3StaticStorage(S3Storage):
@@ -2734,9 +2740,8 @@ class S3StaticStorage(S3Storage):
                 if self not in runs:
                     if command.clear and self._shares_location():
                         raise module.CommandError(
-                            '--clear would delete files that are not static: set a location '
-                            '(OPTIONS, AWS_LOCATION) for these, neither empty, nor in the default '
-                            'storage\'s, nor around it')
+                            '--clear might delete other files: set a location (AWS_LOCATION), not '
+                            'empty, and neither in nor around the default storage\'s')
                     runs[self] = _Run(super()._bucket(), self.config.location, command)
                 # Trap: post_process of another storage, or not ours, does not wait for us.
                 if (command.post_process and type(self).post_process.__module__ == __name__
@@ -2748,8 +2753,9 @@ class S3StaticStorage(S3Storage):
     def _shares_location(self):
         """Tell whether files of others may lie below `location`."""
         mine, other = self.location, default_storage
-        return not mine or isinstance(other, S3Storage) and self.bucket_name == other.bucket_name \
-            and (mine.startswith(other.location) or other.location.startswith(mine))
+        return not mine or isinstance(other, S3Storage) and other.bucket_name == (
+            self.bucket_name) and os.path.commonprefix([mine, other.location]) in (
+                mine, other.location)
 
     def _bucket(self):
         """Return the Bucket; in a run its stand-in."""
@@ -2778,7 +2784,7 @@ class S3StaticStorage(S3Storage):
             # Fact: the ETag of what was uploaded in parts is the MD5 of theirs, and their number.
             parts = [md5(part).digest() for part in content.chunks(
                 part_length(1, 0, part_size, content.size))]
-            etag = '"%s-%d"' % (md5(b''.join(parts)).hexdigest(), len(parts))
+            etag = '%s-%d' % (md5(b''.join(parts)).hexdigest(), len(parts))
         if not etag or not run.keeps(self._key(name), content.size, etag, self._headers(name)):
             super()._save(name, content)
         if run and not run.ahead:
@@ -2801,8 +2807,7 @@ class S3ManifestStaticStorage(ManifestFilesMixin, S3StaticStorage):
 
     def read_manifest(self) -> Optional[str]:
         """Return the manifest, None if there is none, or in a run that makes a new one."""
-        run = self._run()
-        if not run or not run.post_process:
+        if not getattr(self._run(), 'post_process', False):
             # Trap: Django before 3.0 takes any OSError, a 503 too, for a missing manifest.
             with contextlib.suppress(FileNotFoundError):
                 with getattr(self, 'manifest_storage', self).open(self.manifest_name) as manifest:
