@@ -2962,8 +2962,10 @@ def test_live_files_are_never_missing(site, memory, cls, clear):
             seen[browse(random.choice(live))[0]] += 1
     with ThreadPoolExecutor(1) as pool:
         polling = pool.submit(poll)
-        site.collect(cls, {'AWS_S3_MAX_CONCURRENCY': 4}, clear=clear)
-        done.set(), polling.result()
+        try:
+            site.collect(cls, {'AWS_S3_MAX_CONCURRENCY': 4}, clear=clear)
+        finally:
+            done.set(), polling.result()
     assert set(seen) == {200} and seen[200] > 9
     assert not {'DELETE', 'POST'} & {record.method for record in memory.requests}
 
