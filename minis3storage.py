@@ -57,7 +57,7 @@ import urllib.parse
 import warnings
 import weakref
 import zlib
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from email.header import Header
 from email.message import Message
 from email.utils import format_datetime, parsedate_to_datetime
@@ -1294,6 +1294,7 @@ class _Call:
         points: no other Location is followed. A HEAD has no body and so no code.
         """
         bucket, signer, facts, code = self.bucket, self.signer, error.facts, error.code
+        error.filename = error.filename or self.key or None  # Transport's know no key
         bare = error.status if self.method == 'HEAD' else 0
         region, served = facts.get('region'), parse_http_date(facts.get('date'))
         with contextlib.suppress(ValueError):  # what it names may be no region of AWS's, no host
@@ -1679,15 +1680,15 @@ class Reader(io.RawIOBase):
     """
 
     def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
-                 max_concurrency: int = 4):
+                 max_concurrency: int = 4, first_range: int = FIRST_RANGE):
         super().__init__()
         self._bucket, self._key, self._asked = bucket, key, headers
         self._part_size, self._max_concurrency = part_size, max_concurrency
         # Where reading goes on; the range in memory: where it starts, its span, its bytes.
-        self._position, self._start, self._span, self._held = 0, 0, FIRST_RANGE, b''
+        self._position, self._start, self._span, self._held = 0, 0, first_range, b''
         self._ahead = None, 0, None  # process, where it starts, Future of a range fetched ahead
         self.size, self.etag, self.headers = None, '', None
-        self._held = self._fetch(0, FIRST_RANGE)
+        self._held = self._fetch(0, first_range)
 
     def readable(self) -> bool:
         """Return True."""
@@ -2059,12 +2060,13 @@ class Writer(io.RawIOBase):
 
 import django  # noqa: E402
 from django.conf import settings  # noqa: E402
+from django.contrib.staticfiles.storage import ManifestFilesMixin  # noqa: E402
 from django.core.exceptions import (  # noqa: E402
     ImproperlyConfigured, SuspiciousFileOperation,
 )
 from django.core.files import storage as files  # noqa: E402
 from django.core.files.base import ContentFile, File  # noqa: E402
-from django.core.files.storage import Storage  # noqa: E402
+from django.core.files.storage import Storage, default_storage  # noqa: E402
 from django.core.signals import setting_changed  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
@@ -2219,19 +2221,21 @@ class Option:
         for name in self.environ:
             if os.environ.get(name):
                 return os.environ[name], 'environment'
-        return self.default, 'default'
+        return storage._defaults.get(self.name, self.default), 'default'
 
     def ask(self, storage: 'Configured') -> Any:
         """Return the value of a property, method or other callable, cleaned."""
         value, where = self.find(storage)
         if where == 'subclass' and hasattr(value, '__get__'):
             value = value.__get__(storage, type(storage))  # as the class itself would bind it
-        return self.clean(value() if callable(value) and self.convert is not _function else value)
+        return self.clean(storage, value() if callable(value) and self.convert is not _function
+                          else value)
 
-    def clean(self, value: Any) -> Any:
+    def clean(self, storage: 'Configured', value: Any) -> Any:
         """Return `value` converted and checked; ImproperlyConfigured says what is wanted."""
-        if value is None or value is self.default or value is False and not self.keeps_false:
-            return self.default
+        default = storage._defaults.get(self.name, self.default)
+        if value is None or value is default or value is False and not self.keeps_false:
+            return default
         try:
             return self.convert(value)
         except (TypeError, ValueError, OverflowError) as error:
@@ -2322,6 +2326,7 @@ class Options:
     part_size = Option(8 * 1024 ** 2, 'AWS_S3_PART_SIZE AWS_S3_FILE_BUFFER_SIZE',
         _number(5 * 1024 ** 2, 5 * 1024 ** 3))
     #: Connections of one file at most, and parts of part_size in memory; 1 starts no thread.
+    #: Static storages: 16, for one collectstatic.
     max_concurrency = Option(4, 'AWS_S3_MAX_CONCURRENCY', _number(1, 100))
     #: False: max_concurrency is 1.
     use_threads = Option(True, 'AWS_S3_USE_THREADS', _flag)
@@ -2356,6 +2361,7 @@ class Configured(Options):
     """What has options: given ones in `_options`, values in `config`."""
 
     _options = {}  # type: dict
+    _defaults = {}  # type: dict  # where a class has another one than Options
     _resolved = None  # type: Any
 
     def _resolve(self):
@@ -2365,7 +2371,7 @@ class Configured(Options):
             found = {name: option.find(self) for name, option in DECLARED.items()}
             asked = frozenset(name for name, (value, _) in found.items()
                               if callable(value) or hasattr(value, '__get__'))
-            config = Config(*(option.clean(None if name in asked else found[name][0])
+            config = Config(*(option.clean(self, None if name in asked else found[name][0])
                               for name, option in DECLARED.items()))
             self._resolved = generation, (
                 config, asked, {name: where for name, (_, where) in found.items()})
@@ -2418,7 +2424,7 @@ class S3File(File):
         if mode[0] == 'r':
             storage = self._storage
             self._raw = Reader(storage._bucket(), storage._key(self.name), access_headers(
-                storage._headers(self.name)), *storage._sizes())
+                storage._headers(self.name)), *storage._sizes(), storage._first_range)
             if storage.config.gzip and self._raw.headers.get('content-encoding') == 'gzip':
                 self._raw = Gunzip(self._raw)
             self.file = io.BufferedReader(self._raw, FIRST_RANGE)
@@ -2510,7 +2516,7 @@ class S3Storage(Configured, Storage):
     """
 
     __getattr__ = _no_boto
-    default_content_type = 'application/octet-stream'
+    default_content_type, _first_range = 'application/octet-stream', FIRST_RANGE
     _POSITIONAL = ('bucket_name', 'access_key', 'secret_key', 'default_acl', 'addressing_style')
 
     def __new__(cls, *args, **kwargs):
@@ -2537,7 +2543,7 @@ class S3Storage(Configured, Storage):
             if self._options.setdefault(_NAMES[name], value) is not value:
                 raise ImproperlyConfigured('option %r is given twice' % _NAMES[name])
         # Read as attributes these win over what a subclass wrote, as they do in `config`.
-        vars(self).update((name, DECLARED[name].clean(value))
+        vars(self).update((name, DECLARED[name].clean(self, value))
                           for name, value in self._options.items() if not callable(value))
 
     def __setattr__(self, name, value):
@@ -2545,7 +2551,7 @@ class S3Storage(Configured, Storage):
         # after they call this constructor. It counts at once, and like a constructor's argument.
         if name in _NAMES and not isinstance(getattr(type(self), name, None), property):
             self._options[_NAMES[name]], self._resolved = value, None
-            value = value if callable(value) else DECLARED[_NAMES[name]].clean(value)
+            value = value if callable(value) else DECLARED[_NAMES[name]].clean(self, value)
             vars(self)[_NAMES[name]] = value  # what an alias says, the option's own name says too
         super().__setattr__(name, value)
 
@@ -2876,14 +2882,236 @@ class S3Storage(Configured, Storage):
             conditions, {field: value for field, value in fields.items() if value})
 
 
+# Static files. collectstatic goes name by name, with questions before each: in a run of it, and
+# only there, a stand-in for the Bucket answers them from one listing, and works ahead.
+
+COLLECTSTATIC = 'django.contrib.staticfiles.management.commands.collectstatic'
+#: Precedent: whitenoise's. The second is for names that change when the content does.
+BRIEFLY, FOR_GOOD = 'public, max-age=60', 'public, max-age=31536000, immutable'
+#: Running Command -> {storage: _Run}.
+_runs = weakref.WeakKeyDictionary()  # type: weakref.WeakKeyDictionary
+
+
+class _Run:
+    """The Bucket in one run of collectstatic, which asks it what it would ask of S3.
+
+    `known` maps keys to Entry, and directories to None; own writes keep it true. `queued` maps
+    keys to (Future, body) of uploads on their way: up to `ahead` of them when a call returns,
+    so 0 means that each call ends its work, and raises its error. `held` maps keys that are to be
+    deleted to Entry: a save drops the key, and nothing is missing meanwhile. `sources` maps
+    names to functions that open them, while Django post-processes.
+    """
+
+    def __init__(self, bucket, location, command):
+        self.bucket, self.clear, self.post_process = bucket, command.clear, command.post_process
+        self.known, self.queued, self.held, self.sources = {}, {}, {}, {}
+        self.ahead = 0  # until it is known that post_process will wait for the rest
+        for page in bucket.list_objects(location):
+            for entry in page.contents:  # --clear writes all anew: nothing equals a size of -1
+                self.add(entry._replace(size=-1) if self.clear else entry)
+
+    def __getattr__(self, name):
+        return getattr(self.bucket, name)
+
+    def add(self, entry):
+        """Know an object, and the directories that it lies in."""
+        self.known[entry.key] = entry
+        self.known.update((entry.key[:found.end()], None) for found in re.finditer('/', entry.key))
+
+    def find(self, key):
+        """Return the Entry of `key` or None; its upload is awaited, and its error raised."""
+        if key in self.queued:
+            self.queued.pop(key)[0].result()
+        return self.known.get(key)
+
+    def settle(self, most=0):
+        """Wait until no more than `most` uploads are on their way; raise the error of one."""
+        while len(self.queued) > most:
+            wait([future for future, _ in self.queued.values()], return_when=FIRST_COMPLETED)
+            for key in [key for key, (future, _) in self.queued.items() if future.done()]:
+                self.find(key)
+
+    def flush(self):
+        """Wait for all uploads, then delete what is held, a thousand keys a request."""
+        self.settle()
+        for start in range(0, len(self.held), 1000):
+            self.bucket.delete_objects(sorted(self.held)[start:start + 1000])
+        self.held.clear()
+
+    def keeps(self, key, size, etag, headers):
+        """Tell whether the object has the content of this `etag` already; know it as stored.
+
+        S3's own is of another kind with SSE-KMS or SSE-C, and ours under FIPS: so where the size
+        is the same one HEAD asks for the one that was stored with the object.
+        """
+        entry = self.find(key) or self.held.pop(key, None)
+        # Fact: rclone lists ETags without quotes; here none has them.
+        same = entry and entry.size == size and (entry.etag.strip('"') == etag or etag == (
+            self.bucket.head_object(key, access_headers(headers)).get('x-amz-meta-hash')))
+        self.add(entry if same else Entry(key, size, etag, self.bucket.now()))
+        return same
+
+    # The Bucket's methods, as S3Storage calls them.
+
+    def head_object(self, key, headers=()):
+        """Return what the listing tells of an object; nothing of a directory, which is there."""
+        entry = self.find(key)
+        if not entry and key + '/' not in self.known:
+            raise NoSuchKey(errno.ENOENT, 'not in the listing', key)
+        return {} if not entry else {
+            'content-length': entry.size, 'content-encoding': 'gzip',  # maybe: size() has to look
+            'last-modified': format_datetime(entry.last_modified, usegmt=True)}
+
+    def list_objects(self, prefix, delimiter):
+        """Return the one page of what lies right below `prefix`."""
+        return [Listing([], [key for key in self.known if key.startswith(prefix)
+                             and delimiter not in key[len(prefix):-1]])]
+
+    def delete_object(self, key):
+        """Delete the object once it is clear that it is not saved again."""
+        if self.sources:
+            return  # Why not: a hashed name stands in cached pages; and it is saved again
+        self.held[key] = self.find(key) and self.known.pop(key)
+        if self.clear and not self.ahead and not any(self.known.values()):
+            self.flush()  # it was the last: maybe nothing else will be called
+
+    def put_object(self, key, body, headers, exclusive):
+        """Store `body` unless it is stored, maybe later; what has more than 1 MiB at once."""
+        etag = (md5(body) or hashlib.sha256(body)).hexdigest()
+        if not self.keeps(key, len(body), etag, headers):
+            headers = dict(headers, **{'x-amz-meta-hash': etag})
+            self.queued[key] = submit(
+                self.ahead and len(body) <= 1024 ** 2, self.bucket.put_object, key, body, headers,
+                exclusive), body
+        self.settle(self.ahead)
+
+    def create_multipart_upload(self, key, headers):
+        """Begin an upload in parts, with the ETag that `keeps` was told."""
+        etag = self.known[key].etag if key in self.known else ''
+        return self.bucket.create_multipart_upload(key, dict(headers, **{'x-amz-meta-hash': etag}))
+
+
 class S3StaticStorage(S3Storage):
-    """Not built yet: files of collectstatic, plain and under hashed names."""
+    """Storage for collectstatic, which it makes quick; URLs are not signed, names are kept.
 
-    def __init__(self, *args, **options):
-        raise NotImplementedError('static files are not in this version: keep them where they are')
+    In a run one listing tells what is there; what is stored already, byte for byte, is not
+    uploaded again, the rest on `max_concurrency` (16) connections; nothing is missing meanwhile.
+    A failed upload fails the run and names the file. Everywhere else it is an S3Storage. Changed
+    headers are not noticed: `collectstatic --clear` writes all anew. That is refused where the
+    default storage's files might be deleted.
+    """
+
+    querystring_auth, file_overwrite, _defaults = False, True, {'max_concurrency': 16}
+    _first_range = 8 * 1024 ** 2  # static files are read whole; a manifest in one request
+
+    def _run(self):
+        """Return the _Run of the collectstatic that is calling, None if none is.
+
+        The one trick in this file. Django tells a storage neither that a run begins nor with
+        which options; so its Command is looked for in the calling frames, and only read. A
+        process that never loads the command, as a web server's, does not even look.
+        """
+        module, frame = sys.modules.get(COLLECTSTATIC), sys._getframe(1)
+        while hasattr(module, 'Command') and frame:
+            command = frame.f_code.co_name == 'handle' and frame.f_locals.get('self')
+            if isinstance(command, module.Command) and hasattr(command, 'post_process'):
+                runs = _runs.setdefault(command, {})
+                if self not in runs:
+                    if command.clear and self._shares_location():
+                        raise module.CommandError(
+                            '--clear might delete other files: set a location (AWS_LOCATION), not '
+                            'empty, and neither in nor around the default storage\'s')
+                    runs[self] = _Run(super()._bucket(), self.config.location, command)
+                # Trap: post_process of another storage, or not ours, does not wait for us.
+                if (command.post_process and type(self).post_process.__module__ == __name__
+                        and getattr(command.storage, '_wrapped', command.storage) is self):
+                    runs[self].ahead = self._sizes()[1] - 1
+                return runs[self]
+            frame = frame.f_back
+
+    def _shares_location(self):
+        """Tell whether files of others may lie below `location`."""
+        mine, other = self.location, default_storage
+        return not mine or isinstance(other, S3Storage) and other.bucket_name == (
+            self.bucket_name) and os.path.commonprefix([mine, other.location]) in (
+                mine, other.location)
+
+    def _bucket(self):
+        """Return the Bucket; in a run its stand-in."""
+        return self._run() or super()._bucket()
+
+    def _headers(self, name):
+        """Return the headers that the options want, and Cache-Control."""
+        headers, run = super()._headers(name), self._run()
+        hashed = run and run.sources and name != getattr(self, 'manifest_name', '')
+        headers.setdefault('cache-control', FOR_GOOD if hashed else BRIEFLY)
+        return headers
+
+    def _open(self, name, mode='rb'):
+        """Return a file: in a run its source or what is on its way, if it is either."""
+        run, name, key = self._run(), self._clean(name), self._key(name)
+        if run and mode == 'rb' and key in run.queued and not self.config.gzip:
+            return ContentFile(bytes(run.queued[key][1]), name)
+        if run and run.find(key) and mode == 'rb' and name in run.sources:
+            return run.sources[name]()
+        return super()._open(name, mode)
+
+    def _save(self, name, content):
+        """Store `content`, unless it is stored; what takes parts is looked at beforehand."""
+        run, name, etag, part_size = self._run(), self._clean(name), '', self.config.part_size
+        if run and md5() and getattr(content, 'size', 0) > part_size and content.seekable():
+            # Fact: the ETag of what was uploaded in parts is the MD5 of theirs, and their number.
+            parts = [md5(part).digest() for part in content.chunks(
+                part_length(1, 0, part_size, content.size))]
+            etag = '%s-%d' % (md5(b''.join(parts)).hexdigest(), len(parts))
+        if not etag or not run.keeps(self._key(name), content.size, etag, self._headers(name)):
+            super()._save(name, content)
+        if run and not run.ahead:
+            run.flush()
+        return name
+
+    def post_process(self, paths: dict, dry_run: bool = False, **options: Any) -> Iterable:
+        """Wait for the uploads, then delete what --clear left; Django's last call in a run."""
+        if self._run():
+            self._run().flush()
+        return []
 
 
-S3ManifestStaticStorage = S3StaticStorage  #: not built yet either
+class S3ManifestStaticStorage(ManifestFilesMixin, S3StaticStorage):
+    """S3StaticStorage with Django's hashed names, which browsers may keep for a year.
+
+    Options and attributes are those of ManifestFilesMixin. The manifest is stored last, when all
+    that it names is there; a run that fails leaves the old one and its files.
+    """
+
+    def read_manifest(self) -> Optional[str]:
+        """Return the manifest, None if there is none, or in a run that makes a new one."""
+        if not getattr(self._run(), 'post_process', False):
+            # Trap: Django before 3.0 takes any OSError, a 503 too, for a missing manifest.
+            with contextlib.suppress(FileNotFoundError):
+                with getattr(self, 'manifest_storage', self).open(self.manifest_name) as manifest:
+                    return manifest.read().decode()
+        return None
+
+    def post_process(self, paths: dict, dry_run: bool = False, **options: Any) -> Iterator:
+        """Yield what Django's does; all is stored at the end."""
+        if dry_run:  # Trap: Django before 3.0 would store an empty manifest
+            return
+        if self._run():
+            self._run().sources = {self._clean(name): functools.partial(storage.open, path)
+                                   for name, (storage, path) in paths.items()}
+        yield from super().post_process(paths, **options)
+        S3StaticStorage.post_process(self, paths)
+
+    def save_manifest(self) -> None:
+        """Store the manifest, after all that it names."""
+        if self._run():
+            self._run().settle()
+        super().save_manifest()
+
+    def url(self, name: str, force: bool = False) -> str:
+        """Return the URL of the hashed name. Fact: Django's is not percent-encoded any more."""
+        return quote(super().url(name, force), "/:?#[]@!$&'()*,;=")
 
 
 # ---- 11. Command line --------------------------------------------------------------------------

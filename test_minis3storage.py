@@ -49,7 +49,7 @@ import urllib.request
 import uuid
 import warnings
 import zipfile
-from collections import namedtuple
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
@@ -90,12 +90,14 @@ settings.configure(
        if django.VERSION >= (4, 2) else {'DEFAULT_FILE_STORAGE': 'minis3storage.S3Storage'}))
 django.setup()
 
+from django.contrib.staticfiles.storage import ManifestFilesMixin  # noqa: E402
 from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
 from django.core.files.base import ContentFile, File  # noqa: E402
 from django.core.files.storage import default_storage  # noqa: E402
 from django.core.files.uploadedfile import (  # noqa: E402
     SimpleUploadedFile, TemporaryUploadedFile,
 )
+from django.core.management import CommandError, call_command  # noqa: E402
 from django.db import models  # noqa: E402
 from django.db.migrations.writer import MigrationWriter  # noqa: E402
 from django.db.models.signals import post_delete  # noqa: E402
@@ -104,8 +106,8 @@ from django.test.utils import override_settings  # noqa: E402
 import minis3storage  # noqa: E402
 from minis3storage import (  # noqa: E402
     AccessDenied, Bucket, Credentials, Headers, NoCredentials, NoSuchBucket, NoSuchKey,
-    ObjectChanged, PreconditionFailed, Reader, Request, S3Error, S3Storage, Signer, Transport,
-    Unreachable, Writer,
+    ObjectChanged, PreconditionFailed, Reader, Request, S3Error, S3ManifestStaticStorage,
+    S3StaticStorage, S3Storage, Signer, Transport, Unreachable, Writer,
 )
 
 for _name in list(os.environ):  # the tests' S3 is the only one they may find
@@ -225,17 +227,17 @@ class MemoryS3(socketserver.ThreadingMixIn, socketserver.TCPServer):
                                    self.now().replace(microsecond=0))
         return self.objects[key]
 
-    def fault(self, action, times=1, method=None, skip=0):
-        """Queue a fault for the next `times` requests (of `method`) after `skip` of them: an
+    def fault(self, action, times=1, method=None, skip=0, key=None):
+        """Queue a fault for the next `times` requests (of `method`, for `key`) after `skip`: an
         answer, the code of one ('403 AccessDenied'), a function(peer, record) that answers, or
         reset, reset-after, short, ignore-range, ignore-if-match, ignore-if-none-match."""
-        self.faults.extend(SimpleNamespace(action=action, method=method, skip=skip)
+        self.faults.extend(SimpleNamespace(action=action, method=method, skip=skip, key=key)
                            for _ in range(times))
 
     def next_fault(self, record):
         with self.lock:
             for fault in self.faults:
-                if fault.method in (None, record.method):
+                if fault.method in (None, record.method) and fault.key in (None, record.key):
                     fault.skip -= 1
                     if fault.skip < 0:
                         self.faults.remove(fault)
@@ -3158,10 +3160,330 @@ def test_migrations_show_no_secret_and_come_back(given):
     assert given != 'instance' or "storage=minis3storage.S3Storage(bucket_name='b', " in text
 
 
+# Static files, by the real collectstatic.
+
+PLAIN, MANIFEST = 'minis3storage.S3StaticStorage', 'minis3storage.S3ManifestStaticStorage'
+both = pytest.mark.parametrize('cls', [PLAIN, MANIFEST])
+IMAGES, SHEETS = ['img/%d.png' % n for n in range(12)], ['css/%d.css' % n for n in range(4)]
+KMS = {'AWS_HEADERS': {'x-amz-server-side-encryption': 'aws:kms'}}
+
+
+def reading_save(self, name, content):
+    name, _ = S3StaticStorage._save(self, name, content), content.seek(0)
+    assert self.open(name).read() == content.read()
+    return name
+
+
+Mixed = type('Mixed', (ManifestFilesMixin, S3StaticStorage), {})  # Django's waits for no upload
+Default = type('Default', (S3Storage,), {'location': '', 'bucket_name': ''})
+Reading = type('Reading', (S3StaticStorage,), {'_save': reading_save})
+Loose, Modules, Elsewhere = (type(name, (S3ManifestStaticStorage,), own) for name, own in (
+    ('Loose', {'manifest_strict': False, 'keep_intermediate_files': True}),
+    ('Modules', {'support_js_module_import_aggregation': True}),
+    ('Elsewhere', {'__init__': lambda self: S3ManifestStaticStorage.__init__(
+        self, manifest_storage=S3StaticStorage(location='manifests'))})))
+
+
+class Site:
+    """A folder of static files, and the settings to collect it into `memory`."""
+
+    def __init__(self, folder, memory):
+        self.folder, self.memory, self.clock = folder, memory, time.time()
+        for name in IMAGES:
+            self.write(name, name)
+        for number, name in enumerate(SHEETS):  # before 3.0 Django stores chains anew each time
+            self.write(name, '@import "3.css";' * (number == 1 and django.VERSION >= (3,))
+                       + 'a { b: url("../img/%d.png"); c: url(../img/0.png#x) }' % number)
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding='utf-8')
+
+    def settings(self, cls, default='django.core.files.storage.FileSystemStorage', **more):
+        s3 = self.memory
+        return dict(dict(
+            {'STORAGES': {'default': {'BACKEND': default}, 'staticfiles': {'BACKEND': cls}}}
+            if django.VERSION >= (4, 2) else {
+                'DEFAULT_FILE_STORAGE': default, 'STATICFILES_STORAGE': cls},
+            INSTALLED_APPS=['django.contrib.staticfiles'], STATIC_URL='/static/', SECRET_KEY='k',
+            STATICFILES_DIRS=[str(self.folder)], AWS_S3_MAX_ATTEMPTS=1, AWS_LOCATION='static',
+            AWS_S3_ENDPOINT_URL=s3.endpoint, AWS_S3_REGION_NAME=s3.region,
+            AWS_STORAGE_BUCKET_NAME=s3.bucket, AWS_ACCESS_KEY_ID=s3.access_key,
+            AWS_SECRET_ACCESS_KEY=s3.secret_key), **more)
+
+    def collect(self, cls, settings=(), fresh=True, **options):
+        """Run the command, with `fresh` on a new checkout; return how often was asked for what."""
+        self.clock += 60 * fresh
+        for path in self.folder.rglob('*.*'):
+            os.utime(str(path), (self.clock, self.clock))
+        before = len(self.memory.requests)
+        with override_settings(**self.settings(cls, **dict(settings))):
+            call_command('collectstatic', interactive=False, verbosity=0, **options)
+        asked = self.memory.requests[before:]
+        self.puts = [record.key for record in asked if record.method == 'PUT']
+        return Counter('LIST' if 'list-type' in record.query else record.method
+                       for record in asked)
+
+    def hashed(self, name=None):
+        """Return the key that the manifest names for `name`; without one all keys."""
+        paths = json.loads(self.memory.objects['static/staticfiles.json'].body.decode())['paths']
+        return 'static/' + paths[name] if name else {'static/' + path for path in paths.values()}
+
+
+@pytest.fixture
+def site(tmp_path, memory):
+    return Site(pathlib.Path(str(tmp_path), 'files'), memory)
+
+
+def slow(peer, record, seconds=0.03):
+    time.sleep(seconds)
+    peer.respond(*peer.server.perform(record))
+
+
+@both
+def test_what_a_run_asks_for(site, memory, monkeypatch, cls):
+    monkeypatch.setattr(Bucket.list_objects, '__defaults__', ('', '', 10))  # keys a page
+    assert site.collect(cls) == {'LIST': 1, 'PUT': len(memory.objects)}
+    before, pages = dict(memory.objects), -(-len(memory.objects) // 10)
+    for fresh in (True, False):
+        assert site.collect(cls, fresh=fresh) == {'LIST': pages} and memory.objects == before
+    for name in IMAGES[:10]:
+        site.write(name, 'new')
+    heads = 0 if cls == PLAIN else 1 if django.VERSION >= (3,) else 5  # other bytes, as many
+    assert site.collect(cls) == Counter(LIST=pages, PUT=len(site.puts), HEAD=heads) + Counter()
+    assert {key for key in site.puts if key[7:] in IMAGES} == {'static/' + n for n in IMAGES[:10]}
+    assert memory.objects['static/img/3.png'].body == b'new'
+    assert len(site.puts) == 10 if cls == PLAIN else (  # a style sheet leads to what it names
+        site.hashed('img/3.png')[11:] in str(memory.objects[site.hashed(SHEETS[3])].body))
+
+
+@both
+@pytest.mark.parametrize('settings, options, least, most', [
+    ({}, {}, 5, 16), ({}, {'post_process': False}, 1, 1), ({'AWS_S3_USE_THREADS': 0}, {}, 1, 1),
+    ({'AWS_S3_MAX_CONCURRENCY': 1}, {}, 1, 1), ({'AWS_S3_MAX_CONCURRENCY': 4}, {}, 2, 4)])
+def test_many_at_once(site, memory, monkeypatch, cls, settings, options, least, most):
+    submit, threads = minis3storage.submit, {}
+    monkeypatch.setattr(minis3storage, 'submit', lambda threaded, call, key, *args: (
+        threads.update({key: bool(threaded)}), submit(threaded, call, key, *args))[1])
+    site.write('large.txt', 'a' * (MIB + 1))
+    memory.fault(slow, 12, 'PUT')
+    site.collect(cls, settings, **options)
+    assert least <= memory.connections <= most and set(memory.objects) == set(threads)
+    assert threads['static/img/1.png'] == (most > 1) and not threads['static/large.txt']
+    assert {'static/' + name for name in IMAGES + SHEETS} <= set(memory.objects)
+
+
+def test_sixteen_is_the_default_of_static_storages():
+    for options in {}, {'max_concurrency': None}, {'max_concurrency': False}:
+        storage = S3StaticStorage(**options)
+        assert storage.max_concurrency == storage.config.max_concurrency == 16
+        storage.max_concurrency = 4
+        assert storage.max_concurrency == storage.config.max_concurrency == 4
+    with override_settings(AWS_S3_MAX_CONCURRENCY=4):
+        assert S3StaticStorage().max_concurrency == S3Storage(max_concurrency=None).max_concurrency
+
+
+@both
+@pytest.mark.parametrize('clear', [False, True])
+def test_live_files_are_never_missing(site, memory, cls, clear):
+    site.collect(cls)
+    seen, done = Counter(), threading.Event()
+    live = [bucket_on(memory).presigned_url('GET', key, 900) for key in memory.objects]
+    for name in [] if clear else IMAGES + SHEETS:  # cleared and collected again, or all changed
+        site.write(name, '/* new */')
+    memory.fault(partial(slow, seconds=0.05), 99, 'PUT')
+
+    def poll():
+        while not done.is_set():
+            seen[browse(random.choice(live))[0]] += 1
+    with ThreadPoolExecutor(1) as pool:
+        polling = pool.submit(poll)
+        try:
+            site.collect(cls, {'AWS_S3_MAX_CONCURRENCY': 4}, clear=clear)
+        finally:
+            done.set(), polling.result()
+    assert set(seen) == {200} and seen[200] > 9
+    assert not {'DELETE', 'POST'} & {record.method for record in memory.requests}
+
+
+@both
+@pytest.mark.parametrize('name, fault, arguments', [
+    ('img/0.png', '403 AccessDenied', []), ('css/1.css', 'reset', ['--no-post-process']),
+    ('z/z/last', '500 InternalError', []), ('z/z/last', '403 Denied', ['--no-post-process'])])
+def test_a_failed_upload_fails_the_command(site, memory, cls, name, fault, arguments):
+    site.write('z/z/last', 'z')
+    (site.folder.parent / 'by_file.py').write_text('\n'.join(
+        map('%s = %r'.__mod__, site.settings(cls).items())))
+    memory.fault(fault, 2, 'PUT', key='static/' + name)  # the first reset: a connection got old
+    done = subprocess.run(
+        [sys.executable, '-m', 'django', 'collectstatic', '--noinput'] + arguments, env=dict(
+            os.environ, PYTHONPATH=os.pathsep.join([HERE] + sys.path),
+            DJANGO_SETTINGS_MODULE='by_file'), cwd=str(site.folder.parent), stderr=subprocess.PIPE)
+    assert done.returncode == 1 and b"'static/%s'" % name.encode() in done.stderr
+    assert not {'static/' + name, 'static/staticfiles.json'} & set(memory.objects)
+    memory.faults.clear()
+    assert site.collect(cls, post_process=not arguments) and 'static/' + name in memory.objects
+
+
+@pytest.mark.parametrize('cls', [MANIFEST, __name__ + '.Mixed'])
+@pytest.mark.parametrize('fault', ['403 AccessDenied', ''])
+def test_the_manifest_comes_last_and_once(site, memory, monkeypatch, cls, fault):
+    missing, submit = [], minis3storage.submit
+    names = ['static/img/1.%s.png' % hashlib.md5(text).hexdigest()[:12] for text in (
+        b'img/1.png', b'new')]
+
+    def last(peer, record):
+        memory.put(record.key, record.body), missing.append(site.hashed() - set(memory.objects))
+        slow(peer, record)
+
+    def interrupted(threaded, call, key, *args):
+        if key == names[1] and not fault:
+            raise KeyboardInterrupt
+        return submit(threaded, call, key, *args)
+    memory.fault(last, method='PUT', key='static/staticfiles.json')
+    memory.fault(partial(slow, seconds=0.3), method='PUT', key=names[0])
+    site.collect(cls)
+    assert [key for key in site.puts if key.endswith('.json')] == site.puts[-1:]
+    assert missing == [set()]
+    before = dict(memory.objects)
+    site.write('img/1.png', 'new'), memory.fault(fault, method='PUT', key=names[1])
+    with monkeypatch.context() as patch, pytest.raises((S3Error, CommandError, KeyboardInterrupt)):
+        patch.setattr(minis3storage, 'submit', interrupted)
+        site.collect(cls)
+    assert memory.objects['static/staticfiles.json'] == before['static/staticfiles.json']
+    assert set(before) <= set(memory.objects)  # the old manifest, and all that it names
+    memory.faults.clear(), site.collect(cls)
+    assert site.hashed('img/1.png') == names[1] in memory.objects
+    assert names[1][11:].encode() in memory.objects[site.hashed('css/1.css')].body
+
+
+@both
+@pytest.mark.parametrize('location, default, bucket, refused', [
+    ('', None, '', 1), ('static', 'static', '', 1), ('static', '', '', 1),
+    ('a/static', 'a', '', 1), ('a', 'a/media', '', 1), ('static', 'media', '', 0),
+    ('static', 'static2', '', 0), ('static', '', 'another', 0), ('static', None, '', 0)])
+def test_clear_is_refused(site, memory, monkeypatch, cls, location, default, bucket, refused):
+    memory.put('static/old', b''), memory.put('a/old', b'')
+    settings = {'AWS_LOCATION': location}
+    if default is not None:
+        settings['default'] = __name__ + '.Default'
+        monkeypatch.setattr(Default, 'location', default)
+        monkeypatch.setattr(Default, 'bucket_name', bucket or memory.bucket)
+    with pytest.raises(CommandError, match='set a location') if refused else suppress():
+        site.collect(cls, settings, clear=True, post_process=cls == PLAIN)
+    assert ('static/old' in memory.objects) == refused and 'a/old' in memory.objects
+
+
+@both
+@pytest.mark.parametrize('post_process', [True, False])
+@pytest.mark.parametrize('ignored', [[], ['*']])
+def test_clear_and_what_stores_nothing(site, memory, cls, post_process, ignored):
+    options = {'post_process': post_process, 'ignore_patterns': list(ignored)}  # Django adds to it
+    for clear in False, True:
+        assert set(site.collect(cls, dry_run=True, clear=clear, **options)) <= {'LIST', 'GET'}
+    with pytest.raises(CommandError, match="Can't symlink to a remote destination"):
+        site.collect(cls, link=True)
+    assert not memory.objects
+    site.collect(cls, **options)
+    made = set(memory.objects)
+    assert ('static/img/1.png' in made) != bool(ignored)
+    kept = {'media/a'} if ignored else {'media/a', 'static/a//no name of Django\'s'}
+    for key in kept | {'static/old', 'static/a/b/c/old', 'static/img/0.0123456789ab.png'}:
+        memory.put(key, b'')
+    asked = site.collect(cls, clear=True, **options)
+    assert set(memory.objects) == made | kept and set(site.puts) == made  # changed or not
+    assert [asked[method] for method in ('LIST', 'POST', 'PUT', 'HEAD')] == [1, 1, len(made), 0]
+
+
+@both
+def test_headers_of_static_files(site, memory, cls):
+    for settings, cached in [
+            ({}, ['public, max-age=60', 'public, max-age=31536000, immutable'] * 2),
+            ({'AWS_HEADERS': {'Cache-Control': 'no-store'}}, ['no-store'] * 3)]:
+        site.collect(cls, settings, clear=True)  # headers are no reason to store anew
+        found = [memory.objects[key].headers for key in ['static/css/0.css'] + (
+            [] if cls == PLAIN else [site.hashed('css/0.css'), 'static/staticfiles.json'])]
+        assert [headers['cache-control'] for headers in found] == cached[:len(found)]
+        assert {headers['content-type'] for headers in found[:2]} == {'text/css'}
+
+
+def test_urls_come_from_the_manifest_read_once(site, memory):
+    site.write('a b+ü%.css', 'a {}'), site.collect(MANIFEST)
+    manifest = json.loads(memory.objects['static/staticfiles.json'].body.decode())
+    manifest['paths'].update(('n%d.css' % n, 'n%d.0123456789ab.css' % n) for n in range(9000))
+    memory.put('static/staticfiles.json', json.dumps(manifest).encode())
+    with override_settings(**site.settings(MANIFEST)):
+        memory.requests.clear()
+        storage, base = S3ManifestStaticStorage(), '%s/%s/' % (memory.endpoint, memory.bucket)
+        assert storage.url('n7.css#x') == base + 'static/n7.0123456789ab.css#x'
+        assert storage.url('a b+ü%.css') == base + quote(site.hashed('a b+ü%.css'))
+        assert [record.method for record in memory.requests] == ['GET']
+        with pytest.raises(ValueError, match='Missing staticfiles manifest'):
+            storage.url('unknown.css')
+        memory.fault('503 SlowDown')
+        with pytest.raises(S3Error, match='503'):
+            S3ManifestStaticStorage()
+        del memory.objects['static/staticfiles.json']
+        assert not S3ManifestStaticStorage().hashed_files
+
+
+@both
+def test_outside_a_run_nothing_is_listed(site, memory, cls):
+    site.collect(cls), memory.requests.clear()
+    with override_settings(**site.settings(cls)):
+        storage = getattr(minis3storage, cls.partition('.')[2])()
+        assert storage.exists('img/1.png') and not storage.exists('img')
+        assert storage.save('x.css', ContentFile(b'x')) == 'x.css' and storage.url('img/1.png')
+        assert storage.open('x.css').read() == b'x' and storage.size('x.css') == 1
+        storage.delete('x.css')
+    assert [record.method for record in memory.requests] == (
+        ['GET'] * (cls == MANIFEST) + 'HEAD HEAD PUT GET HEAD DELETE'.split())
+
+
+@pytest.mark.parametrize('gzip', [False, True])  # that is not unpacked from memory
+def test_opens_in_a_run_are_not_fetched(site, memory, gzip):
+    memory.fault(slow, 20, 'PUT')
+    asked = site.collect(__name__ + '.Reading', {'AWS_IS_GZIPPED': gzip})
+    assert (asked['GET'] == 0) != gzip and asked['LIST'] == 1
+
+
+@pytest.mark.parametrize('settings, size, heads, etag', [
+    ({'AWS_IS_GZIPPED': True}, 9, 0, '%s'), ({'AWS_IS_GZIPPED': True}, 2 * MIB, 0, '%s'),
+    ({}, 9, 0, '%.33s'), ({'AWS_S3_PART_SIZE': 5 * MIB}, 11 * MIB, 0, '%s'),  # .33: no last quote
+    (KMS, 9, 17, '"x"%.0s'), (dict(KMS, AWS_S3_PART_SIZE=5 * MIB), 11 * MIB, 17, '"x"%.0s')])
+def test_what_is_stored_is_known_again(site, memory, settings, size, heads, etag):
+    site.write('a.css', 'a' * size)
+    site.collect(PLAIN, settings)
+    for key, stored in memory.objects.items():
+        memory.objects[key] = stored._replace(etag=etag % stored.etag)
+    assert site.collect(PLAIN, settings) == Counter(LIST=1, HEAD=heads) + Counter()
+    site.write('a.css', 'b' * size), site.collect(PLAIN, settings)
+    assert set(site.puts) == {'static/a.css'}
+
+
+def test_attributes_of_the_mixin(site, memory):
+    site.write('js/a.js', 'import x from "./b.js";\n'), site.write('js/b.js', 'export default 1;')
+    site.collect(__name__ + '.Loose')
+    loose = set(memory.objects)
+    memory.objects.clear(), site.collect(MANIFEST)
+    assert (set(memory.objects) < loose) == (django.VERSION >= (3,))
+    with override_settings(**site.settings(MANIFEST)):
+        assert Loose().url('img/1.png') == S3ManifestStaticStorage().url('img/1.png')
+        memory.put('static/new.css', b'new')  # not strict: what the manifest lacks is looked up
+        assert re.search(r'/new\.22af645d1859\.css$', Loose().url('new.css'))
+    if django.VERSION >= (4, 2):
+        site.collect(__name__ + '.Modules')
+        assert site.hashed('js/b.js')[10:].encode() in memory.objects[site.hashed('js/a.js')].body
+        memory.objects.clear(), site.collect(__name__ + '.Elsewhere')
+        assert 'static/staticfiles.json' not in memory.objects
+        assert site.puts[-1] == 'manifests/staticfiles.json' == memory.requests[-1].key
+
+
 # ---- 11. Command line --------------------------------------------------------------------------
 
 
-def test_the_command_and_what_is_not_there_yet():
+def test_the_command():
     with open(minis3storage.__file__, 'rb') as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     command = [sys.executable, '-m', 'minis3storage']
@@ -3169,8 +3491,6 @@ def test_the_command_and_what_is_not_there_yet():
         'minis3storage', minis3storage.__version__, 'sha256', digest]
     lost = subprocess.run(command + ['check'], cwd=HERE, stderr=subprocess.PIPE)
     assert lost.returncode == 2 and b'which project? ' in lost.stderr
-    for call in (minis3storage.S3StaticStorage, minis3storage.S3ManifestStaticStorage):
-        pytest.raises(NotImplementedError, call).match('this version')
 
 
 DISK = 'django.core.files.storage.FileSystemStorage'
@@ -3856,6 +4176,16 @@ def test_readme_signs_for_cloudfront(monkeypatch):
         assert '&X-Amz-Signature=' in play(CHAPTER, 'direct =', S3Storage=make)['direct'].url('x')
 
 
+def test_readme_static_files(site, memory):
+    site.collect(MANIFEST)
+    new, old = (play('Static files', words) for words in ('STORAGES =', 'class StaticStorage'))
+    with override_settings(**site.settings(MANIFEST, AWS_LOCATION='')):
+        for storage in old['StaticStorage'](), S3ManifestStaticStorage(
+                **new['STORAGES']['staticfiles']['OPTIONS']):
+            url = 'https://cdn.example.com/' + site.hashed('img/1.png')
+            assert storage.url('img/1.png') == url
+
+
 # ---- Structure ---------------------------------------------------------------------------------
 
 SOURCE = read('minis3storage.py')
@@ -3914,8 +4244,7 @@ def test_public_names_are_documented_and_annotated():
     owners = [TREE] + [node for node in TREE.body if isinstance(node, ast.ClassDef)]
     public = [node for owner in owners if getattr(owner, 'name', 'a')[0] != '_'
               for node in owner.body if getattr(node, 'name', '_')[0] != '_']
-    assert set(minis3storage.__all__) <= {node.name for node in public} | {
-        'S3StorageFile', 'S3ManifestStaticStorage'}
+    assert set(minis3storage.__all__) <= {node.name for node in public} | {'S3StorageFile'}
     assert [node.name for node in public if not ast.get_docstring(node)] == []
     for node in public:
         if isinstance(node, ast.FunctionDef):
