@@ -3493,7 +3493,7 @@ def test_the_command():
     assert lost.returncode == 2 and b'which project? ' in lost.stderr
 
 
-DISK = 'django.core.files.storage.FileSystemStorage'
+FILE_SYSTEM = 'django.core.files.storage.FileSystemStorage'
 
 
 @pytest.mark.wire
@@ -3517,8 +3517,8 @@ DISK = 'django.core.files.storage.FileSystemStorage'
     ({'object_parameters': {'ACL': 'public-read'}}, 'settings', 'ok.*: all the world'),
     ({'FAULTS': [('ignore-if-none-match', 1, 'PUT', 1)]}, 'If-None-Match', '.*two|.*fine'),
     ({'FAULTS': [('ignore-range', 1, 'GET', 2)]}, 'range', 'ok.*ng parts|ok.*fine'),
-    ({'STORAGES': {'default': {'BACKEND': DISK}}} if django.VERSION >= (4, 2) else {
-        'DEFAULT_FILE_STORAGE': DISK}, 'settings', 'FAIL.*FileSystemStorage, not of minis3storage'),
+    ({'STORAGES': {'default': {'BACKEND': FILE_SYSTEM}}} if django.VERSION >= (4, 2) else {
+        'DEFAULT_FILE_STORAGE': FILE_SYSTEM}, 'settings', 'FAIL.*FileSystemStorage, not of minis3storage'),
     pytest.param({'DEFAULT_FILE_STORAGE': 'x'}, 'settings', 'ok.*5.1 and later ignore DEFAULT_FIL',
                  marks=pytest.mark.skipif(django.VERSION < (5, 1), reason='it is used'))])
 def test_check(different, title, words, shared_s3, wire, monkeypatch, capsys):
