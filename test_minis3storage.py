@@ -3099,7 +3099,7 @@ def test_the_command_and_what_is_not_there_yet():
         pytest.raises(NotImplementedError, call).match('this version')
 
 
-DISK = 'django.core.files.storage.FileSystemStorage'
+LOCAL_DISK = 'django.core.files.storage.FileSystemStorage'
 
 
 @pytest.mark.wire
@@ -3123,8 +3123,8 @@ DISK = 'django.core.files.storage.FileSystemStorage'
     ({'object_parameters': {'ACL': 'public-read'}}, 'settings', 'ok.*: all the world'),
     ({'FAULTS': [('ignore-if-none-match', 1, 'PUT', 1)]}, 'If-None-Match', '.*two|.*fine'),
     ({'FAULTS': [('ignore-range', 1, 'GET', 2)]}, 'range', 'ok.*ng parts|ok.*fine'),
-    ({'STORAGES': {'default': {'BACKEND': DISK}}} if django.VERSION >= (4, 2) else {
-        'DEFAULT_FILE_STORAGE': DISK}, 'settings', 'FAIL.*FileSystemStorage, not of minis3storage'),
+    ({'STORAGES': {'default': {'BACKEND': LOCAL_DISK}}} if django.VERSION >= (4, 2) else {
+        'DEFAULT_FILE_STORAGE': LOCAL_DISK}, 'settings', 'FAIL.*FileSystemStorage, not of minis3'),
     pytest.param({'DEFAULT_FILE_STORAGE': 'x'}, 'settings', 'ok.*5.1 and later ignore DEFAULT_FIL',
                  marks=pytest.mark.skipif(django.VERSION < (5, 1), reason='it is used'))])
 def test_check(different, title, words, shared_s3, wire, monkeypatch, capsys):
