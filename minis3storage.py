@@ -553,6 +553,12 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
 # All of the network. urlopen() closes every connection and follows redirects with the
 # Authorization header on; an OpenerDirector with two handlers of our choice does neither, and
 # brings the proxies of the environment along.
+#
+# The way of a request: `send` opens it, ProxyHandler turns it to a proxy if there is one,
+# `http_open` takes an idle connection or makes one, `_exchange` sends and reads the head, and the
+# Answer, once read to its end, puts the connection back. Around it stands `retry`, which the
+# callers hand an attempt that signs afresh. What fails on the way is an Unreachable: it is not
+# known whether S3 did what it was asked, and who repeats it has to be able to tell.
 
 import http.client  # noqa: E402
 import socket  # noqa: E402
@@ -1346,8 +1352,7 @@ class Bucket:
     text of 1 to 1,024 bytes of UTF-8; "." and ".." segments are a ValueError in path style and in
     URLs, since clients and proxies resolve them. Clock, sleep and randomness are arguments.
 
-    S3 describes `head_object`, and so each operation by its name (list_objects: ListObjectsV2), at
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html
     """
 
     def __init__(self, name: str, credentials: CredentialSource, region='us-east-1', endpoint=None,
@@ -1407,7 +1412,10 @@ class Bucket:
         return result
 
     def head_object(self, key: str, headers=()) -> Message:
-        """Return the answer's headers; get() ignores case. NoSuchKey also for a missing bucket."""
+        """Return the answer's headers; get() ignores case. NoSuchKey also for a missing bucket.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
+        """
         return self._call('HEAD', key, headers=headers).headers
 
     def get_object(self, key: str, start=None, stop=None, if_match='', headers=()) -> Answer:
@@ -1416,6 +1424,8 @@ class Bucket:
         206 with Content-Range for a range, 200 where the server ignores it. S3Error with status
         416 when it begins past the end, which is everywhere in an empty object.
         PreconditionFailed if its ETag is not `if_match`.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
         """
         headers = Headers(headers)
         if start is not None or stop is not None:
@@ -1431,6 +1441,8 @@ class Bucket:
 
         With `if_none_match` PreconditionFailed, a FileExistsError, if the key is taken, where
         the server honours the condition: some ignore it, so look first.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
         """
         headers = Headers(headers)
         if self._checks():
@@ -1462,7 +1474,10 @@ class Bucket:
             return etag
 
     def delete_object(self, key: str) -> None:
-        """Delete the object; no error if there is none."""
+        """Delete the object; no error if there is none.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html
+        """
         self._call('DELETE', key)
 
     def delete_objects(self, keys: Iterable[str]) -> None:
@@ -1470,6 +1485,8 @@ class Bucket:
 
         S3Error if some could not be deleted: it names the first, and how many. ValueError for
         keys that XML cannot hold.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
         """
         keys = list(keys)
         if not 1 <= len(keys) <= 1000 or not all(keys):
@@ -1493,6 +1510,8 @@ class Bucket:
 
         Whole or an error: an S3Error for an answer that is none, a page that says there are more
         but not where, a token that comes again, a key outside `prefix`.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         """
         query = [('list-type', '2'), ('encoding-type', 'url'), ('max-keys', str(page_size)),
                  ('prefix', prefix), ('delimiter', delimiter)]
@@ -1532,7 +1551,10 @@ class Bucket:
         return Listing(contents, prefixes), token
 
     def create_multipart_upload(self, key: str, headers=()) -> str:
-        """Begin an upload in parts, return its id. It is there, and paid for, until ended."""
+        """Begin an upload in parts, return its id. It is there, and paid for, until ended.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
+        """
         upload_id = self._call('POST', key, [('uploads', '')], headers, b'',
                                'InitiateMultipartUploadResult',
                                lambda root: root.findtext('UploadId'))
@@ -1546,6 +1568,8 @@ class Bucket:
 
         Every part but the last has 5 MiB to 5 GiB. Sending a number again replaces it.
         NoSuchUpload, an S3Error, means the upload was completed or aborted.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPart.html
         """
         if not 1 <= part_number <= 10000:
             raise ValueError('a part number is 1 to 10,000, not %r' % part_number)
@@ -1557,6 +1581,8 @@ class Bucket:
         """Make the object of parts 1, 2, ... with these `etags`, return its ETag or ''.
 
         Fact: Ceph answers an empty ETag, and ignores the condition.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
         """
         etags = list(etags)
         body = ('<CompleteMultipartUpload>%s</CompleteMultipartUpload>' % ''.join(
@@ -1575,12 +1601,17 @@ class Bucket:
         """Drop an upload and its parts; no error if it is gone.
 
         Parts still on their way when it is sent may stay: join them first, then `list_parts`.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
         """
         with contextlib.suppress(NoSuchUpload):
             self._call('DELETE', key, [('uploadId', upload_id)])
 
     def list_parts(self, key: str, upload_id: str) -> list:
-        """Return [(part number, ETag, size)] of the first 1,000 parts; [] if there are none."""
+        """Return [(part number, ETag, size)] of the first 1,000 parts; [] if there are none.
+
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html
+        """
         with contextlib.suppress(NoSuchUpload, NoSuchKey):  # Fact: Ceph answers NoSuchKey here
             return self._call(
                 'GET', key, [('uploadId', upload_id)], expect='ListPartsResult',
@@ -1620,9 +1651,18 @@ class Bucket:
 
 # ---- 8. Files ----------------------------------------------------------------------------------
 #
-# Files of `io`, not of Django. In a Reader `_advance` and `readall` decide which range comes next,
-# `_fetch` gets it whole, resuming it, and `_ask` sends one request. In a Writer `_send_part` sends
-# what `write` gathered, `close` publishes, `discard` undoes. Only `submit` starts a thread.
+# Files of `io`, not of Django: buffering, lines and text come from the standard library.
+#
+# In a Reader `_advance` and `readall` decide which range comes next, `_fetch` gets it whole and
+# compares it with its checksum, `_fetch_range` resumes what breaks off, and `_ask` sends one
+# request and makes sure that the answer is of the object first opened. No socket outlives a call,
+# so an open file holds memory alone.
+#
+# In a Writer `_send_part` sends what `write` gathered, `close` publishes, `discard` undoes. There
+# are three ends: closed and stored; closed and nothing stored; lost, which the finalizer makes the
+# second. Until the first, S3 shows the old object to everyone.
+#
+# Only `submit` starts a thread; each ends with its range or part, so no pool is left to close.
 
 FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
 MAX_RESUMES = 5          #: times in a row without 64 KiB more that a body is resumed
@@ -2073,7 +2113,10 @@ from django.utils import timezone  # noqa: E402
 # ---- 9. Options --------------------------------------------------------------------------------
 #
 # First the converters: each takes what was written, in Python, in settings or in the environment,
-# and returns the value or raises a ValueError that says what is wanted.
+# and returns the value or raises a ValueError that says what is wanted. Then Option, which knows
+# where a value may stand, Options, where each is declared, and Configured, which resolves all of
+# them once and again when a setting changes: url() would else take fifty times as long. To add an
+# option, declare it with its comment in Options: README's table and `check` are read from there.
 
 
 def _text(value):
@@ -2388,6 +2431,10 @@ class Configured(Options):
 #
 # Django's dialect on top of S3's: a `name` is Django's, relative to the location; a `key` is S3's,
 # complete. They meet in S3Storage._key alone.
+#
+# A storage holds what its constructor was given and, for as long as the settings stay, the Config
+# made of it and the Bucket made of that. All else is on S3: nothing is remembered of an object
+# from one call to the next, but in a run of collectstatic.
 
 
 def _no_boto(self, name):
