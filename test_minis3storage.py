@@ -4304,7 +4304,7 @@ def test_a_copy_works_under_any_name(form, name, tmp_path, memory):
         'from %s import CallingFormat\nSECRET_KEY = "x"\n' % dotted + FORMS[form] % dotted)
     python('''
 import pickle, sys, warnings
-warnings.simplefilter("error")
+warnings.filterwarnings("error", module="libs")
 from django.core.files.storage import default_storage
 from django.core.files.base import ContentFile
 assert default_storage.save("a", ContentFile(b"vendored")) == "a"
