@@ -958,7 +958,8 @@ def _fetch(transport, method, url, headers=(), form=''):
     """
     host = urllib.parse.urlsplit(url).netloc
     if not url.startswith('https://') and not _NEAR.match(host):
-        raise ValueError('%s: credentials come over https, or from this machine' % url)
+        raise ValueError('%s: credentials come over https, or from this machine' % (
+            host.rpartition('@')[2]))  # the rest may be a secret
 
     def attempt():
         answer = transport.ask(method, url, headers, form.encode())
@@ -1007,7 +1008,7 @@ def container_credentials(environ: dict, transport: Transport) -> Optional[Crede
     path, url, file, token = (Secret(environ.get('AWS_CONTAINER_' + name, '')) for name in (
         'CREDENTIALS_RELATIVE_URI', 'CREDENTIALS_FULL_URI', 'AUTHORIZATION_TOKEN_FILE',
         'AUTHORIZATION_TOKEN'))
-    url = 'http://169.254.170.2' + path if path else url
+    url = Secret('http://169.254.170.2' + path) if path else url
     token = Secret(pathlib.Path(file).read_text().strip()) if file else token
     headers = {'authorization': token} if token else {}
     return _temporary(json.loads(_fetch(transport, 'GET', url, headers))) if url else None
@@ -1025,9 +1026,12 @@ def instance_credentials(environ: dict, transport: Transport) -> Optional[Creden
         return None
     base, name, role = 'http://169.254.169.254/latest/', 'x-aws-ec2-metadata-token', ''
     roles = base + 'meta-data/iam/security-credentials/'
-    with contextlib.suppress(S3Error):  # nothing there, or nothing that is EC2's
+    try:
         token = {name: _fetch(transport, 'PUT', base + 'api/token', {name + '-ttl-seconds': '60'})}
         role = _fetch(transport, 'GET', roles, token).strip()
+    except S3Error as error:  # nothing there, or nothing that is EC2's
+        if error.status in RETRIED:
+            raise  # it is, and fails
     return _temporary(json.loads(_fetch(transport, 'GET', roles + role, token))) if role else None
 
 
@@ -1041,23 +1045,35 @@ class CredentialSource:
 
     def __init__(self, *lookups, utcnow=utcnow, clock=time.monotonic):
         self._lookups, self._utcnow, self._clock, self._locks = lookups, utcnow, clock, {}
+        self._asking, self._failed = None, float('-inf')  # the thread that asks; the last failure
         # Credentials or None, when to ask again, where they are from or why there are none.
         self._kept = None, 0, ''  # replaced in one assignment
 
-    def get(self) -> Credentials:
-        """Return the credentials, the same object until they are renewed. Else NoCredentials."""
-        found, due, origin = self._kept  # Trap: another thread's renew() may empty it now
+    def get(self, refused: Optional[Credentials] = None) -> Credentials:
+        """Return the credentials, the same object until they are renewed. Else NoCredentials.
+
+        Those that S3 `refused` are renewed now, unless that failed a moment ago.
+        """
+        def due():
+            again = kept[0] and kept[0] is refused and (
+                self._clock() - self._failed >= LOOK_AGAIN / 10)
+            return again or self._clock() >= kept[1]
+        kept = self._kept
         # A lock for each process: a fork has no thread that would release its parent's.
         lock = self._locks.setdefault(os.getpid(), threading.Lock())
-        usable = found and found.lasts(self._utcnow()) > 0
-        if self._clock() >= due and not (usable and lock.locked()):
-            with lock:
-                found, due, origin = self._kept
-                if self._clock() >= due:
-                    found, due, origin = self._kept = self._look(found)
-        if not found:
-            raise NoCredentials(errno.EACCES, origin)
-        return found
+        usable = kept[0] and kept[0] is not refused and kept[0].lasts(self._utcnow()) > 0
+        # Trap: a finalizer or a log handler may come here out of `_look`, and wait for itself.
+        if due() and lock.acquire(not usable and self._asking != threading.get_ident()):
+            try:
+                self._asking, kept = threading.get_ident(), self._kept
+                if due():
+                    kept = self._kept = self._look(kept[0])
+            finally:
+                self._asking = None
+                lock.release()
+        if not kept[0]:
+            raise NoCredentials(errno.EACCES, kept[2] or 'this very thread is looking for them')
+        return kept[0]
 
     def _look(self, old):
         """Return what is kept from now on, after `old`. A failure is no exception but a reason:
@@ -1073,7 +1089,7 @@ class CredentialSource:
                     left = found.lasts(now)
                     return found, self._clock() + max(left - RENEWED, left / 2, 1), name
         except Exception as error:  # a callable of the project's may raise anything
-            pause = LOOK_AGAIN / 10
+            pause, self._failed = LOOK_AGAIN / 10, self._clock()
             why = '%s: %s: %s' % (name, type(error).__name__, printable(error))
         left = old.lasts(now) if old else 0
         if left <= 0:
@@ -1084,9 +1100,7 @@ class CredentialSource:
 
     def renew(self, old: Credentials) -> bool:
         """Ask again unless another thread has; True if there are others now than `old`."""
-        if self._kept[0] is old:
-            self._kept = None, 0, ''
-        new = self.get()
+        new = self.get(old)
         return (new.access_key, new.session_token) != (old.access_key, old.session_token)
 
 
@@ -2271,8 +2285,8 @@ class Option:
         value, where = self.find(storage)
         if where == 'subclass' and hasattr(value, '__get__'):
             value = value.__get__(storage, type(storage))  # as the class itself would bind it
-        return self.clean(storage, value() if callable(value) and self.convert is not _function
-                          else value)
+        value = value() if callable(value) and self.convert is not _function else value
+        return self.clean(storage, Secret.of(value) if self.secret else value)
 
     def clean(self, storage: 'Configured', value: Any) -> Any:
         """Return `value` converted and checked; ImproperlyConfigured says what is wanted."""
@@ -2652,6 +2666,10 @@ class S3Storage(Configured, Storage):
             raise ImproperlyConfigured('access_key (from: %s) and secret_key (from: %s) must come '
                                        'together, from one place: set both' % (key, secret))
         same = config.security_token if token == key else ''
+        # As in the environment: with two sets the token is that of the plain names.
+        if key == 'settings' and all(getattr(settings, n, None) for n in (
+                'AWS_S3_ACCESS_KEY_ID', 'AWS_ACCESS_KEY_ID')):
+            same = ''
         return Credentials(*keys, same) if keys[0] else None
 
     def _bucket(self) -> Bucket:
@@ -2946,13 +2964,16 @@ class _Run:
     keys to (Future, body) of uploads on their way: up to `ahead` of them when a call returns,
     so 0 means that each call ends its work, and raises its error. `held` maps keys that are to be
     deleted to Entry: a save drops the key, and nothing is missing meanwhile. `sources` maps
-    names to functions that open them, while Django post-processes.
+    names to functions that open them, while Django post-processes. `waits` tells that our
+    post_process is still to come, `over` that it was: no call comes after what is done then.
     """
 
     def __init__(self, bucket, location, command):
-        self.bucket, self.clear, self.post_process = bucket, command.clear, command.post_process
+        self.bucket, self.clear = bucket, command.clear
+        self.post_process = command.post_process and not command.dry_run
+        self.waits, self.over, self.told = False, False, ''  # told: see create_multipart_upload
         self.known, self.queued, self.held, self.sources = {}, {}, {}, {}
-        self.ahead = 0  # until it is known that post_process will wait for the rest
+        self.ahead = 0  # until it is known that `waits`
         for page in bucket.list_objects(location):
             for entry in page.contents:  # --clear writes all anew: nothing equals a size of -1
                 self.add(entry._replace(size=-1) if self.clear else entry)
@@ -2968,8 +2989,13 @@ class _Run:
     def find(self, key):
         """Return the Entry of `key` or None; its upload is awaited, and its error raised."""
         if key in self.queued:
-            self.queued.pop(key)[0].result()
+            self.queued[key][0].result()  # Trap: an error stays, some callers swallow it
+            del self.queued[key]
         return self.known.get(key)
+
+    def forget(self, key):
+        """Take `key` for not stored: its save failed, and may be tried again."""
+        self.known.pop(key, None), self.queued.pop(key, None)
 
     def settle(self, most=0):
         """Wait until no more than `most` uploads are on their way; raise the error of one."""
@@ -2984,6 +3010,12 @@ class _Run:
         for start in range(0, len(self.held), 1000):
             self.bucket.delete_objects(sorted(self.held)[start:start + 1000])
         self.held.clear()
+
+    def finish(self):
+        """Do all that is left; from now on each call does its work at once."""
+        self.flush()
+        self.sources, self.ahead, self.over = {}, 0, True
+        self.waits = self.post_process = False
 
     def keeps(self, key, size, etag, headers):
         """Tell whether the object has the content of this `etag` already; know it as stored.
@@ -3019,7 +3051,7 @@ class _Run:
         if self.sources:
             return  # Why not: a hashed name stands in cached pages; and it is saved again
         self.held[key] = self.find(key) and self.known.pop(key)
-        if self.clear and not self.ahead and not any(self.known.values()):
+        if self.over or self.clear and not self.waits and not any(self.known.values()):
             self.flush()  # it was the last: maybe nothing else will be called
 
     def put_object(self, key, body, headers, exclusive):
@@ -3033,8 +3065,15 @@ class _Run:
         self.settle(self.ahead)
 
     def create_multipart_upload(self, key, headers):
-        """Begin an upload in parts, with the ETag that `keeps` was told."""
-        etag = self.known[key].etag if key in self.known else ''
+        """Begin an upload in parts, with the ETag in `told`, the one that `keeps` knows.
+
+        Without one (FIPS, content that cannot be read twice or has no size) it comes to be known
+        here. Trap: what was held would else be deleted after it was stored.
+        """
+        etag, self.told = self.told, ''
+        if not etag:
+            self.held.pop(key, None)
+            self.add(Entry(key, -1, '', self.bucket.now()))
         return self.bucket.create_multipart_upload(key, dict(headers, **{'x-amz-meta-hash': etag}))
 
 
@@ -3063,17 +3102,21 @@ class S3StaticStorage(S3Storage):
             command = frame.f_code.co_name == 'handle' and frame.f_locals.get('self')
             if isinstance(command, module.Command) and hasattr(command, 'post_process'):
                 runs = _runs.setdefault(command, {})
+                own = getattr(command.storage, '_wrapped', command.storage)  # what is cleared
                 if self not in runs:
-                    if command.clear and self._shares_location():
+                    # Until it is made it is none of ours; a manifest_storage is not cleared.
+                    if (command.clear and (own == self or not isinstance(own, S3StaticStorage))
+                            and self._shares_location()):
                         raise module.CommandError(
                             '--clear might delete other files: set a location (AWS_LOCATION), not '
                             'empty, and neither in nor around the default storage\'s')
                     runs[self] = _Run(super()._bucket(), self.config.location, command)
+                run = runs[self]
                 # Trap: post_process of another storage, or not ours, does not wait for us.
-                if (command.post_process and type(self).post_process.__module__ == __name__
-                        and getattr(command.storage, '_wrapped', command.storage) is self):
-                    runs[self].ahead = self._sizes()[1] - 1
-                return runs[self]
+                if (command.post_process and not run.over and own is self
+                        and type(self).post_process.__module__ == __name__):
+                    run.waits, run.ahead = True, self._sizes()[1] - 1
+                return run
             frame = frame.f_back
 
     def _shares_location(self):
@@ -3103,24 +3146,41 @@ class S3StaticStorage(S3Storage):
             return run.sources[name]()
         return super()._open(name, mode)
 
+    def get_modified_time(self, name: str) -> datetime.datetime:
+        """Return when it was stored. In a run nothing, and so Django has the contents compared:
+
+        what is deployed may be older than what is stored, as it is after a rollback.
+        """
+        run = self._run()
+        if run and not run.over:
+            raise NotImplementedError('in a run of collectstatic times say nothing')
+        return super().get_modified_time(name)
+
     def _save(self, name, content):
         """Store `content`, unless it is stored; what takes parts is looked at beforehand."""
         run, name, etag, part_size = self._run(), self._clean(name), '', self.config.part_size
         if run and md5() and getattr(content, 'size', 0) > part_size and content.seekable():
             # Fact: the ETag of what was uploaded in parts is the MD5 of theirs, and their number.
-            parts = [md5(part).digest() for part in content.chunks(
-                part_length(1, 0, part_size, content.size))]
+            parts = [md5(part.encode() if isinstance(part, str) else part).digest()
+                     for part in content.chunks(part_length(1, 0, part_size, content.size))]
             etag = '%s-%d' % (md5(b''.join(parts)).hexdigest(), len(parts))
         if not etag or not run.keeps(self._key(name), content.size, etag, self._headers(name)):
-            super()._save(name, content)
-        if run and not run.ahead:
+            if run:
+                run.told = etag
+            try:
+                super()._save(name, content)
+            except BaseException:  # some callers try again: it must not pass for stored
+                if run:
+                    run.forget(self._key(name))
+                raise
+        if run and not run.waits:
             run.flush()
         return name
 
     def post_process(self, paths: dict, dry_run: bool = False, **options: Any) -> Iterable:
         """Wait for the uploads, then delete what --clear left; Django's last call in a run."""
         if self._run():
-            self._run().flush()
+            self._run().finish()
         return []
 
 
@@ -3209,6 +3269,8 @@ def _check_place(step, alias):
         say('ACL %s: all the world can read what is saved' % acl * acl.startswith('public'))
     for name, value in config._asdict().items():
         if places[name] != 'default' or name == 'file_overwrite':
+            if callable(value):  # Trap: a partial's repr tells what it was given
+                value = getattr(value, '__qualname__', type(value).__name__)
             print('       %s = %r (%s)' % (name, value, places[name]))
     with step('connection', fatal=True) as say:
         say(url)  # any answer will do, to what is not signed it is 403
@@ -3258,6 +3320,7 @@ def _check_access(step, storage):
     # As a browser does it: with no signature but the URL's, and where public_endpoint_url or
     # custom_domain say. Both are wrong more often than S3 is.
     with step('url()') as say:
+        getattr(storage, 'hashed_files', {})[name] = name  # as if the manifest had it
         url = storage.url(name)
         status = bucket.transport.ask('GET', url).status
         say('%s answers %d' % (url.partition('?')[0], status))
