@@ -3060,6 +3060,8 @@ def test_urls_that_cannot_be():
     storage.custom_domain, storage.cloudfront_key = 'cdn.example.com', 'PEM'
     with pytest.raises(ImproperlyConfigured, match='cloudfront_signer'):
         storage.url('a')
+    storage.cloudfront_signer = None  # switches it off
+    assert storage.url('a') == 'https://cdn.example.com/a'
 
 
 def test_one_url_a_window(monkeypatch):
