@@ -164,9 +164,18 @@ def answer_error(status: int, code: str, message: str, key: str, request_id='',
 # Text as S3 wants it and as S3 gives it. What is refused here is a ValueError.
 
 
+#: All of it goes as it is; all can stand in a line of a request; all can be shown.
+_is_unreserved = re.compile('[A-Za-z0-9._~-]*\\Z').match
+_is_target = re.compile(r'[\x21-\x7e]+\Z').match  # no line of a request ends in it
+_is_printable = re.compile(r'[\x20-\x7e]*\Z').match
+_is_iso_date = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?\Z', re.ASCII).match
+
+
 def quote(text: str, safe: str = '') -> str:
     """Percent-encode all but letters, digits, ``-._~`` and `safe`; no lone surrogates."""
     # The one encoder, of what is signed and what is sent. Fact: Python 3.6 would encode ~.
+    if _is_unreserved(text):
+        return text
     return urllib.parse.quote(text, safe=safe + '~')
 
 
@@ -203,33 +212,28 @@ def parse_http_date(text: Optional[str]) -> Optional[datetime.datetime]:
 
 def parse_iso_date(text: str) -> datetime.datetime:
     """Return S3's ``2009-10-12T17:50:30.000Z`` as an aware datetime. Else ValueError."""
-    found = re.match(r'(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d+)?Z?\Z', text or '')
-    if not found:
+    if not _is_iso_date(text or ''):
         raise ValueError('not a date of S3\'s: %.40r' % text)
-    *numbers, fraction = found.groups('0')
-    micro = int(fraction[1:7].ljust(6, '0'))
-    return datetime.datetime(*map(int, numbers), micro, datetime.timezone.utc)
-
-
-class _TreeBuilder(ElementTree.TreeBuilder):
-    room = 100000  # elements: a page of 1,000 keys has some 10,000, its 8 MiB hold two millions
-
-    def start(self, tag, attrs):  # S3-alikes differ in the namespace: drop it, not match it
-        self.room -= 1
-        if not self.room:
-            raise ValueError('XML of too many elements is refused')
-        return super().start(tag.rpartition('}')[2], attrs)
-
-    def doctype(self, name, pubid, system):  # without one no entity can expand or be fetched
-        raise ValueError('XML with a DOCTYPE is refused')
+    return datetime.datetime(  # Why not strptime: it takes thrice as long, and pages have 1,000
+        int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]),
+        int(text[17:19]), int(text[20:26].rstrip('Z').ljust(6, '0')), datetime.timezone.utc)
 
 
 def parse_xml(body: bytes) -> ElementTree.Element:
     """Return the root element of an answer, without namespaces. Anything else is a ValueError."""
-    try:  # Fact: S3 keeps slow answers alive with white space before <?xml, which is refused
-        return ElementTree.fromstring(body.lstrip(), ElementTree.XMLParser(target=_TreeBuilder()))
-    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
+    # Decoded here, so that what is looked for is what is parsed, whatever encoding it claims.
+    text = body.decode('utf-8-sig').lstrip()  # Fact: white space before it keeps slow answers alive
+    # Without a DOCTYPE no entity can expand or be fetched. A page of 1,000 keys has 12,000 tags
+    # or so; the 8 MiB of one have room for two millions.
+    if '<!DOCTYPE' in text or text.count('<') > 100000:
+        raise ValueError('XML with a DOCTYPE or too many elements is refused')
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
         raise ValueError('not XML: %s' % error) from None
+    for element in root.iter():  # S3-alikes differ in the namespace
+        element.tag = element.tag.rpartition('}')[2]
+    return root
 
 
 def xml_text(text: str) -> str:
@@ -246,7 +250,7 @@ def xml_text(text: str) -> str:
 # AWS publishes and, byte for byte, against botocore.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html
 
-ALGORITHM = 'AWS4-HMAC-SHA256'
+ALGORITHM, UNSIGNED = 'AWS4-HMAC-SHA256', 'UNSIGNED-PAYLOAD'
 MAX_EXPIRES = 604800  #: seconds, seven days: what S3 takes for a presigned URL
 #: Headers that proxies and the transport may change. Everything else we set is signed.
 #: Fact: Google's front end rewrites accept-encoding, which answers 403 to those who signed it.
@@ -284,6 +288,9 @@ class Headers(dict):
     """
 
     def __init__(self, headers=()):
+        if isinstance(headers, Headers):  # they are checked
+            self.update(headers)
+            return
         for name, value in headers.items() if hasattr(headers, 'items') else headers:
             self.add(name, value)
 
@@ -347,14 +354,17 @@ class Request:
                  body: bytes = b'', payload_hash: str = ''):
         self.method, self.scheme, self.host, self.path = method, scheme, host, path
         self.query, self.headers, self.body = list(query), Headers(headers), body
-        self.target = path + ('?' + canonical_query(self.query) if self.query else '')
+        self.query_string = canonical_query(self.query)
+        self.target = path + ('?' + self.query_string if self.query else '')
+        if not _is_target(self.target):
+            raise ValueError('a path is percent-encoded, not %.80r' % path)
         self.payload_hash = payload_hash or hashlib.sha256(body).hexdigest()
 
 
-def canonical_request(request: Request, headers: Headers, payload_hash: str) -> tuple:
+def canonical_request(request: Request, query: str, headers: Headers, payload_hash: str) -> tuple:
     """Return (canonical request, signed header names joined by ``;``) for `headers`."""
     signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
-    lines = [request.method, request.path, canonical_query(request.query)]
+    lines = [request.method, request.path, query]
     # White space is collapsed here and nowhere else: what is sent keeps it.
     # Fact: Ceph 16 signs a tab within a value as a tab, and so answers 403; AWS collapses it.
     lines += ['%s:%s' % (name, ' '.join(headers[name].split())) for name in signed.split(';')]
@@ -369,6 +379,7 @@ class Signer:
             raise ValueError('not a region: %.80r' % region)
         self.credentials, self.region, self.service = credentials, region, service
         self._key = ('', b'')  # last day and its key: replaced in one assignment, without a lock
+        self._query = (), ''  # the last URL's: those of a page differ in the key alone
         self._told = False  # that URLs end with the credentials: once is enough
 
     def scope(self, stamp: str) -> str:
@@ -397,7 +408,8 @@ class Signer:
         headers.update({'x-amz-date': stamp, 'x-amz-content-sha256': request.payload_hash})
         if self.credentials.session_token:
             headers.add('x-amz-security-token', self.credentials.session_token)
-        canonical, signed = canonical_request(request, headers, request.payload_hash)
+        canonical, signed = canonical_request(
+            request, request.query_string, headers, request.payload_hash)
         headers['authorization'] = Secret('%s Credential=%s/%s, SignedHeaders=%s, Signature=%s' % (
             ALGORITHM, self.credentials.access_key, self.scope(stamp), signed,
             self.signature(stamp, self.string_to_sign(stamp, canonical))))
@@ -428,15 +440,18 @@ class Signer:
         Every header of the request is signed: the caller must send the same. Adding a parameter
         afterwards breaks the signature. It ends with temporary credentials.
         """
-        stamp, headers = amz_date(now), Headers(dict(request.headers, host=request.host))
+        stamp, headers = amz_date(now), Headers(request.headers)
+        headers['host'] = request.host
         signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
-        claims, expires = self._claims(now, expires)
-        query = request.query + claims + [
-            ('X-Amz-Expires', str(expires)), ('X-Amz-SignedHeaders', signed)]
-        asked = Request(request.method, request.scheme, request.host, request.path, query)
-        canonical, _ = canonical_request(asked, headers, 'UNSIGNED-PAYLOAD')
-        signature = self.signature(stamp, self.string_to_sign(stamp, canonical))
-        return '%s://%s%s&X-Amz-Signature=%s' % (asked.scheme, asked.host, asked.target, signature)
+        latest, asked = self._query, (stamp, str(expires), signed, request.query)
+        if latest[0] != asked:
+            claims, expires = self._claims(now, expires)
+            latest = self._query = asked, canonical_query(request.query + claims + [
+                ('X-Amz-Expires', str(expires)), ('X-Amz-SignedHeaders', signed)])
+        canonical, _ = canonical_request(request, latest[1], headers, UNSIGNED)
+        return '%s://%s%s?%s&X-Amz-Signature=%s' % (
+            request.scheme, request.host, request.path, latest[1],
+            self.signature(stamp, self.string_to_sign(stamp, canonical)))
 
     def post_policy(self, conditions: Iterable, now: datetime.datetime, expires: int) -> dict:
         """Return the fields that let a browser's form POST what `conditions` allow.
@@ -568,6 +583,7 @@ import urllib.request  # noqa: E402
 POOL_SIZE = 32  #: idle connections kept for one key; more are closed
 POOL_AGE = 20   #: seconds a connection may idle. Fact: S3 closes them after some 20 s
 LONGEST_HEAD = 60  #: seconds for the head of an answer, however steadily it drips
+ONE_PIECE = 16 * 1024  #: bytes of a body that are sent in one call, one segment, with the head
 SLICE = 256 * 1024  #: bytes sent in one call: sendall() counts its timeout in total
 #: (pid, scheme, host, tunnel, proxy's login, TLS) -> deque of (time, idle connection), the newest
 #: at the right. A connection belongs to one thread between pop and append: no lock.
@@ -610,7 +626,12 @@ class _Response(http.client.HTTPResponse):
         self.fp = _Lines(self.fp.detach())  # here: the answer to CONNECT is read without begin()
 
     def begin(self):
+        # Mostly it comes in one piece: then no line of it can drip or break off. Gives 18 us.
+        head = self.fp.peek(1)
+        if b'\r\n\r\n' in head and head[9:10] != b'1':
+            self.fp.readline = super(_Lines, self.fp).readline
         super().begin()
+        vars(self.fp or self).pop('readline', None)
         lengths = ','.join(set(self.headers.get_all('content-length', ())))
         coded = self.headers.get('transfer-encoding') and not self.chunked
         if coded or not re.match(r'(\d{1,18}\s*)?\Z', lengths):
@@ -631,16 +652,20 @@ def _check_out(key):
     if key not in _pools:  # after a fork the child starts with empty ones
         _close_idle(key[0])
     idle = _pools.setdefault(key, collections.deque())
-    with contextlib.suppress(IndexError):  # it is empty
-        for since, connection in iter(idle.pop, None):
-            try:  # All that can be read is the end, or stray bytes that answer no request.
-                connection.sock.settimeout(0)
-                connection.sock.recv(1)
-            except OSError as error:
-                silent = isinstance(error, (BlockingIOError, ssl.SSLWantReadError))
-                if silent and time.monotonic() - since <= POOL_AGE:
-                    return connection
-            connection.close()
+    while idle:
+        try:
+            since, connection = idle.pop()
+        except IndexError:
+            break  # another thread took it
+        try:  # All that can be read is the end, or stray bytes that answer no request.
+            connection.sock.settimeout(0)
+            connection.sock.recv(1)
+        except OSError as error:
+            silent = isinstance(error, (BlockingIOError, ssl.SSLWantReadError))
+            if silent and time.monotonic() - since <= POOL_AGE:
+                return connection
+        connection.close()
+    return None
 
 
 class Answer:
@@ -668,9 +693,11 @@ class Answer:
             return connection.close()
         idle, now = _pools.setdefault(self._key, collections.deque()), time.monotonic()
         idle.append((now, connection))
-        with contextlib.suppress(IndexError):  # another thread took it
+        try:
             while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
                 idle.popleft()[1].close()
+        except IndexError:
+            pass  # another thread took it
 
     __del__ = close
 
@@ -757,13 +784,15 @@ class Transport(urllib.request.BaseHandler):
         """Return an Answer, over an idle connection if one is there and alive."""
         login = Secret.of(outgoing.get_header('Proxy-authorization'))
         # ProxyHandler moved the host: to a tunnel for https, else the whole URL is the selector.
-        server = outgoing.get_header('Host')
+        server = outgoing.signed['host']
         tunnel = None if outgoing.has_proxy() or outgoing.host == server else server
         key = os.getpid(), outgoing.type, outgoing.host, tunnel, login, self.verify
         connection = reused = _check_out(key)
-        if connection is not None:  # One that dies before the head of the answer is replaced.
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
+        if connection is not None:
+            try:
                 return self._exchange(connection, key, outgoing, False)
+            except (ConnectionError, ssl.SSLError):
+                pass  # it died before the head of the answer, and is replaced
         options = {'context': _tls_context(self.verify)} if outgoing.type == 'https' else {}
         kind = http.client.HTTPSConnection if options else http.client.HTTPConnection
         connection = kind(outgoing.host, timeout=self.timeouts[0], **options)
@@ -781,19 +810,21 @@ class Transport(urllib.request.BaseHandler):
             if connection.sock is None:
                 connection.connect()
             connection.sock.settimeout(self.timeouts[1])  # Trap: it keeps its last user's
-            connection.putrequest(outgoing.get_method(), outgoing.selector,
-                                  skip_host=True, skip_accept_encoding=True)
-            for name, value in outgoing.header_items():
-                if name != 'Proxy-authorization' or outgoing.has_proxy():  # never in a tunnel
-                    connection.putheader(name, value)
-            body = memoryview(outgoing.data)
+            method, body, headers = outgoing.method, memoryview(outgoing.data), outgoing.signed
+            if outgoing.has_proxy():  # not in a tunnel
+                headers = dict(headers, **outgoing.headers)
+            lines = ['%s: %s\r\n' % header for header in headers.items()]
+            head = '%s %s HTTP/1.1\r\n%s\r\n' % (method, outgoing.selector, ''.join(lines))
             try:
-                connection.endheaders(body[at:at + SLICE] for at in range(0, len(body), SLICE))
+                connection.sock.sendall(head.encode() + body[:ONE_PIECE])
+                for at in range(ONE_PIECE, len(body), SLICE):
+                    connection.sock.sendall(body[at:at + SLICE])
             except (ConnectionError, ssl.SSLEOFError, socket.timeout) as error:
                 # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
                 refused = error
                 connection.sock.settimeout(min(1, self.timeouts[1]))
-            response = connection.getresponse()
+            response = _Response(connection.sock, method=method)
+            response.begin()
             if refused and response.status < 300:  # it cannot have what was never sent
                 raise refused
             response.will_close = response.will_close or refused is not None
@@ -806,7 +837,8 @@ class Transport(urllib.request.BaseHandler):
         """Send `request` with signed `headers`, return the Answer. Unreachable if none came."""
         started, server = time.monotonic(), '%s://%s' % (request.scheme, request.host)
         outgoing = urllib.request.Request(
-            server + request.target, request.body, headers, method=request.method)
+            server + request.target, request.body, method=request.method)
+        outgoing.signed = headers
         try:
             answer = self._opener.open(outgoing)
             logger.debug('%s %s -> %d in %.3f s', request.method, request.path, answer.status,
@@ -1243,7 +1275,8 @@ class _Call:
         if (not key and expect not in ('ListBucketResult', 'DeleteResult')
                 or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
             raise ValueError('neither a key nor the id of an upload may be empty')
-        self.headers = dict(Headers(headers), **{'user-agent': 'minis3storage/' + __version__})
+        self.headers = Headers(headers)
+        self.headers['user-agent'] = 'minis3storage/' + __version__
         if new:
             self.headers['if-none-match'] = '*'
         if body or method in ('PUT', 'POST'):
@@ -1264,9 +1297,10 @@ class _Call:
         answer = bucket.transport.send(request, headers)
         failed = answer.status not in (200, 204, 206)
         lacks = [name for name in self.NAMED.get(self.expect or self.method, ())
-                 if not re.match(r'[\x20-\x7e]*\Z', answer.headers.get(name, '\0'))]
-        if self.expect == 'stream' and not failed and not lacks:
-            return answer
+                 if not _is_printable(answer.headers.get(name, '\0'))]
+        if not failed and not lacks and (self.expect == 'stream' or (
+                not self.expect and answer.remaining == 0)):
+            return self.read(answer)
         try:
             root = parse_xml(answer.read(XML_LIMIT if self.expect and not failed else ERROR_LIMIT,
                                          max(self.until - bucket.clock(), self.LEAST)))
@@ -1639,7 +1673,8 @@ class Bucket:
 
         `query` may hold response-content-type and the like; `headers` must be sent as given.
         """
-        request = Request(method, *self._location(key, public=True), query, headers)
+        request = Request(
+            method, *self._location(key, public=True), query, headers, b'', UNSIGNED)
         return self._signer().presign(request, now or self.now(), expires)
 
     def presigned_post(self, key: str, expires: int, conditions=(), fields=None) -> dict:
@@ -2550,6 +2585,8 @@ CONTENT_TYPES = {
     '.wasm': 'application/wasm', '.webmanifest': 'application/manifest+json',
     '.webp': 'image/webp', '.woff': 'font/woff', '.woff2': 'font/woff2'}
 
+#: Most names: nothing in them is to be cleaned. Gives 3 us of an exists().
+_is_plain = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)*\Z', re.ASCII).match
 _NAMES = {alias: name for name, option in DECLARED.items() for alias in [name] + option.aliases}
 _SECRETS = frozenset(alias for alias, name in _NAMES.items() if DECLARED[name].secret)
 
@@ -2719,6 +2756,9 @@ class S3Storage(Configured, Storage):
 
     def _clean(self, name):
         """Return `name` normalised and relative. SuspiciousFileOperation if it is no file's."""
+        if type(name) is str and _is_plain(name) and len(name) < KEY_LIMIT - len(
+                self.config.location.encode()):
+            return name
         text = str(name).replace('\\', '/')
         parts = [part for part in text.split('/') if part not in ('', '.')]
         why = ('is no text' if not isinstance(name, (str, os.PathLike)) else

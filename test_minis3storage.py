@@ -658,7 +658,7 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;"><!ENTITY d "&c;&c;">]
     ('parse_xml', body, ValueError) for body in (
         LAUGHS.encode(), LAUGHS.encode('utf-16'), b'<!DOCTYPE a><a/>', b'<a>&e;</a>', b' \r\n',
         b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', b'', b'{"a": 1}', b'<a>', b'<a/><b/>',
-        b'<x:a/>', b'<a>\xff</a>', b'<a>\0</a>', b'<?xml version="1.0" encoding="x"?><a/>')])
+        b'<x:a/>', b'<a>\xff</a>', b'<a>\0</a>', '<a/>'.encode('utf-16'))])
 def test_text(function, argument, answer):
     with pytest.raises(ValueError) if answer is ValueError else suppress():
         found = getattr(minis3storage, function)(argument)
@@ -714,15 +714,15 @@ def test_vector(case, signer, monkeypatch):
         (asked['payload'] or '').encode(), digest if asked['payload'] is None else None)
     if case['kind'] == 'presign':
         headers, url = request.headers, signer.presign(request, now, case['expires'])
-        request.query = [(unquote(pair.partition('=')[0]), unquote(pair.partition('=')[2]))
-                         for pair in url.partition('?')[2].split('&')[:-1]]
+        request.query_string = url.partition('?')[2].rpartition('&')[0]
         assert url == case.get('url', url)
     else:
         headers = signer.sign(request, now)
         assert headers['authorization'] == case.get('authorization', headers['authorization'])
         if 'x-amz-content-sha256' not in names:  # S3's own rule, not the suite's
             assert headers.pop('x-amz-content-sha256') == digest
-    canonical, signed = minis3storage.canonical_request(request, headers, digest)
+    canonical, signed = minis3storage.canonical_request(
+        request, request.query_string, headers, digest)
     if not case.get('s3', True):
         assert canonical != case['canonical_request']
         return
@@ -1566,7 +1566,7 @@ def skewed(hours, code='403 RequestTimeTooSkewed'):
 def canned(*answers):
     """Return a transport that gives these (status, headers) in turn."""
     return mock.Mock(**{'send.side_effect': [
-        SimpleNamespace(status=status, headers=headers, reason='', resent=False,
+        SimpleNamespace(status=status, headers=headers, reason='', resent=False, remaining=0,
                         read=lambda *limits: b'') for status, headers in answers]})
 
 
