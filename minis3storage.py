@@ -1761,11 +1761,12 @@ class Reader(io.RawIOBase):
 
     The first range is fetched at once: NoSuchKey is raised here, and a small object is one
     request. Ranges double while reading goes on in order, from 64 KiB up to `part_size`, and
-    fall back after a seek. One is in memory; from the third in order on the next one is fetched
-    meanwhile, in a thread. `readall` works on `max_concurrency` connections, with so many ranges
-    in memory; 1 starts no thread. All ranges are of one object, else ObjectChanged. What one
-    answer holds whole is compared with its checksums. `size`, `etag` and `headers` (of the first
-    answer) cost no further request. `headers` given are sent with each (SSE-C keys).
+    fall back after a seek. One is in memory. Why none is fetched ahead: threads that take turns
+    on Python's lock cost more than waiting for the first byte of a range does. `readall` works on
+    `max_concurrency` connections, with so many ranges in memory; 1 starts no thread. All ranges
+    are of one object, else ObjectChanged. What one answer holds whole is compared with its
+    checksums. `size`, `etag` and `headers` (of the first answer) cost no further request.
+    `headers` given are sent with each (SSE-C keys).
     """
 
     def __init__(self, bucket: Bucket, key: str, headers=(), part_size: int = 8 * 1024 ** 2,
@@ -1775,7 +1776,6 @@ class Reader(io.RawIOBase):
         self._part_size, self._max_concurrency = part_size, max_concurrency
         # Where reading goes on; the range in memory: where it starts, its span, its bytes.
         self._position, self._start, self._span, self._held = 0, 0, first_range, b''
-        self._ahead = None, 0, None  # process, where it starts, Future of a range fetched ahead
         self.size, self.etag, self.headers = None, '', None
         self._held = self._fetch(0, first_range)
 
@@ -1809,7 +1809,8 @@ class Reader(io.RawIOBase):
     def _advance(self, wanted):
         """Bring the range of the position into memory, `wanted` bytes if they are more."""
         begin, held_stop = self._position, self._start + len(self._held)
-        self._held = b''  # before the next one comes, not after: memory
+        # Before the next one comes, not after: memory. What it lay in is used again.
+        free, self._held = self._held, b''
         if begin == held_stop:
             self._span = min(2 * self._span, self._part_size)
         else:
@@ -1817,23 +1818,7 @@ class Reader(io.RawIOBase):
             # Near the end take its last 64 KiB: the directory of a zip file is read backwards.
             begin = min(begin, max(self.size - FIRST_RANGE, 0))
         span = max(self._span, self._position - begin + min(wanted, self._part_size))
-        self._start, self._held = begin, self._fetched_ahead(begin) or self._fetch(
-            begin, begin + span)
-        # From the third range in order the next one comes meanwhile, if no other is on its way.
-        follow = begin + len(self._held)
-        if (self._span > 2 * FIRST_RANGE and follow < self.size and self._max_concurrency > 1
-                and (self._ahead[0] != os.getpid() or self._ahead[2].done())):
-            self._ahead = os.getpid(), follow, submit(True, self._fetch, follow, follow + min(
-                2 * self._span, self._part_size))
-
-    def _fetched_ahead(self, begin):
-        """Return the range fetched ahead if it starts at `begin`, else b''."""
-        # Trap: in a forked child the thread is missing, and the Future never done.
-        process, start, fetched = self._ahead
-        if (process, start) != (os.getpid(), begin):
-            return b''
-        self._ahead = None, 0, None
-        return fetched.result()
+        self._start, self._held = begin, self._fetch(begin, begin + span, free)
 
     def readall(self, begin: Optional[int] = None) -> bytes:
         """Return the rest of the object, or all from `begin` on."""
@@ -1843,7 +1828,6 @@ class Reader(io.RawIOBase):
         if self._start <= begin < self._start + len(self._held):
             begin += body.write(memoryview(self._held)[begin - self._start:])
         self._held = b''
-        begin += body.write(self._fetched_ahead(begin))
         threaded = self._max_concurrency > 1 and self.size - begin > self._part_size
         for begin in range(begin, self.size, self._part_size):
             if len(ranges) == (self._max_concurrency if threaded else 1):
@@ -1856,33 +1840,35 @@ class Reader(io.RawIOBase):
 
     def close(self) -> None:
         """Let go of what is in memory: a FieldFile keeps its file when that is closed."""
-        self._held, self._ahead = b'', (None, 0, None)
+        self._held = b''
         super().close()
 
     def _check_open(self):
         if self.closed:
             raise ValueError('read of a closed file')
 
-    def _fetch(self, begin, stop):
+    def _fetch(self, begin, stop, free=b''):
         """Return the bytes from `begin` to before `stop`, fewer only at the object's end.
 
         The whole object is compared with its checksums, and fetched once more if it differs.
+        `free` is memory to put them in, if it is as large.
         """
         for _ in range(2):
-            body = self._fetch_range(begin, stop)
+            body = self._fetch_range(begin, stop, free)
             if (len(body) < self.size or self._bucket.checksums is False
                     or is_intact(body, self.headers)):
                 return body
         raise S3Error(errno.EBADMSG, 'S3 sent other bytes than its checksum is of, twice; '
                       'checksums=False (AWS_S3_CHECKSUMS) reads them', self._key)
 
-    def _fetch_range(self, begin, stop):
+    def _fetch_range(self, begin, stop, free):
         """Return the same without a look at checksums; a body that breaks off is resumed."""
         body, done, broken = None, 0, 0
         while True:
             answer, skip = self._ask(begin + done, stop)
             if body is None:
-                body = memoryview(bytearray(max(min(stop, self.size) - begin, 0)))
+                length = max(min(stop, self.size) - begin, 0)
+                body = free if len(free) == length else memoryview(bytearray(length))
             before, waste = done, memoryview(bytearray(min(skip, SLICE)))
             try:
                 while skip:

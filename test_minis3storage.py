@@ -2234,44 +2234,6 @@ def test_gzip_is_one_decoded_view(memory):
             storage.open('broken').read()
 
 
-@pytest.mark.parametrize('concurrency, asked', [(1, 3), (4, 4)])
-def test_one_range_is_fetched_ahead_from_the_third_on(memory, bucket, concurrency, asked):
-    body = os.urandom(9 * MIB)
-    memory.put('k', body)
-    reader = Reader(bucket, 'k', part_size=5 * MIB, max_concurrency=concurrency)
-    pieces = [reader.read(65536), reader.read(131072)]
-    time.sleep(0.1)
-    assert len(memory.requests) == 2  # none before
-    pieces.append(reader.read(262144))
-    for _ in range(100):
-        time.sleep(0.01 * (len(memory.requests) < asked))
-    assert len(memory.requests) == asked
-    assert b''.join(pieces) + reader.read(10) == body[:458762] and len(memory.requests) <= asked + 1
-    reader.seek(-70000, io.SEEK_END)  # what is on its way then is of no use, and no harm
-    assert reader.read(5) == body[-70000:][:5]
-    reader.seek(458762)
-    assert reader.readall() == body[458762:]
-    memory.requests.clear()
-    reader = Reader(bucket, 'k', part_size=5 * MIB, max_concurrency=concurrency)
-    pieces = [reader.read(65536), reader.read(131072), reader.read(262144), reader.readall()]
-    ranges = [re.findall(r'\d+', record.headers['range']) for record in memory.requests]
-    starts = sorted(int(start) for start, _ in ranges)
-    assert b''.join(pieces) == body and len(set(starts)) == len(starts) == asked + 2
-    assert concurrency == 1 or 458752 + 524288 in starts  # after what was fetched ahead
-
-
-def test_what_failed_ahead_is_said_when_it_is_read_and_can_be_read_again(memory, bucket):
-    body = os.urandom(2 * MIB)
-    memory.put('k', body)
-    reader = Reader(bucket, 'k', part_size=5 * MIB)
-    read = reader.read(65536) + reader.read(131072)
-    memory.fault('403 AccessDenied', skip=1)
-    read += reader.read(262144)
-    with pytest.raises(AccessDenied):
-        reader.read(1)
-    assert read + reader.readall() == body
-
-
 @pytest.mark.parametrize('etag, headers, verified', [
     (etag_of(b'hello'), {}, True),
     (etag_of(b'hello'), {'x-amz-server-side-encryption': 'AES256'}, True),
@@ -3095,7 +3057,7 @@ def test_a_closed_file_lets_go_of_its_ranges(memory):
             file._raw.seek(0, 7)
         reader = file._raw._reader if name == 'packed' else file._raw
         file.close()
-        assert reader.closed and not reader._held and not reader._ahead[2]
+        assert reader.closed and not reader._held
 
 
 def test_a_key_of_the_customers_is_in_no_frame(memory):
