@@ -2932,9 +2932,8 @@ class S3Storage(Configured, Storage):
         """
         key = self._key(name) + '/' * str(name).endswith(('/', '\\'))
         config, bucket, method = self.config, self._bucket(), (http_method or 'GET').upper()
-        parameters = Secret.of(parameters or {})
-        query, headers = url_parameters(method, parameters)
-        now, expires = self._lifetime(key, expire)
+        parameters = Secret.of(parameters)
+        query, headers = url_parameters(method, parameters) if parameters else ((), ())
         if config.custom_domain:
             url = '%s://%s/%s' % (config.url_protocol.rstrip(':/'), config.custom_domain, quote(
                 key, '/')) + ('?' + canonical_query(query) if query else '')
@@ -2942,10 +2941,13 @@ class S3Storage(Configured, Storage):
                     and self._resolve()[2]['cloudfront_signer'] == 'default'):
                 raise ImproperlyConfigured('AWS_CLOUDFRONT_KEY needs cloudfront_signer (AWS_CLOUD'
                                            'FRONT_SIGNER), a callable: README.rst has one')
-            sign = config.cloudfront_signer and config.querystring_auth
-            return config.cloudfront_signer(url, int(now.timestamp()) + expires) if sign else url
+            if not config.cloudfront_signer or not config.querystring_auth:
+                return url
+            now, expires = self._lifetime(key, expire)
+            return config.cloudfront_signer(url, int(now.timestamp()) + expires)
         if not config.querystring_auth or config.credentials is False:
             return bucket.public_url(key, query)
+        now, expires = self._lifetime(key, expire)
         return self._signing(bucket).presigned_url(method, key, expires, query, headers, now)
 
     def _signing(self, bucket):
