@@ -566,14 +566,14 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
 # ---- 5. Transport ------------------------------------------------------------------------------
 #
 # All of the network. urlopen() closes every connection and follows redirects with the
-# Authorization header on; an OpenerDirector with two handlers of our choice does neither, and
-# brings the proxies of the environment along.
+# Authorization header on; so an OpenerDirector with handlers of our choice tells the way to a
+# host, proxies of the environment included, and http.client's parts are put together here.
 #
-# The way of a request: `send` opens it, ProxyHandler turns it to a proxy if there is one,
-# `http_open` takes an idle connection or makes one, `_exchange` sends and reads the head, and the
-# Answer, once read to its end, puts the connection back. Around it stands `retry`, which the
-# callers hand an attempt that signs afresh. What fails on the way is an Unreachable: it is not
-# known whether S3 did what it was asked, and who repeats it has to be able to tell.
+# The way of a request: `send` asks for the way, `_open` takes an idle connection or makes one,
+# `_exchange` sends and reads the head, and the Answer, once read to its end, puts the connection
+# back. Around it stands `retry`, which the callers hand an attempt that signs afresh. What fails
+# on the way is an Unreachable: it is not known whether S3 did what it was asked, and who repeats
+# it has to be able to tell.
 
 import http.client  # noqa: E402
 import socket  # noqa: E402
@@ -585,8 +585,8 @@ POOL_AGE = 20   #: seconds a connection may idle. Fact: S3 closes them after som
 LONGEST_HEAD = 60  #: seconds for the head of an answer, however steadily it drips
 ONE_PIECE = 16 * 1024  #: bytes of a body that are sent in one call, one segment, with the head
 SLICE = 256 * 1024  #: bytes sent in one call: sendall() counts its timeout in total
-#: (pid, scheme, host, tunnel, proxy's login, TLS) -> deque of (time, idle connection), the newest
-#: at the right. A connection belongs to one thread between pop and append: no lock.
+#: (pid, TLS, Way) -> deque of (time, idle connection), the newest at the right. A connection
+#: belongs to one thread between pop and append: no lock.
 _pools = {}  # type: dict
 
 
@@ -626,7 +626,8 @@ class _Response(http.client.HTTPResponse):
         self.fp = _Lines(self.fp.detach())  # here: the answer to CONNECT is read without begin()
 
     def begin(self):
-        # Mostly it comes in one piece: then no line of it can drip or break off. Gives 18 us.
+        # Mostly a head comes in one piece. Then none of its lines can drip or break off, and
+        # _Lines need not look at each, which takes as long as all the rest of the answer.
         head = self.fp.peek(1)
         if b'\r\n\r\n' in head and head[9:10] != b'1':
             self.fp.readline = super(_Lines, self.fp).readline
@@ -758,6 +759,11 @@ def _tls_context(verify):
     return context
 
 
+#: How a host is reached: what to connect to, the host to ask a proxy for a tunnel to, its login,
+#: whether the request's line holds the whole URL, as for a proxy of http.
+Way = collections.namedtuple('Way', 'scheme host tunnel login whole')
+
+
 class Transport(urllib.request.BaseHandler):
     """Sends signed requests: connections kept alive, proxies, TLS. Safe in threads and forks.
 
@@ -775,46 +781,58 @@ class Transport(urllib.request.BaseHandler):
 
     def __init__(self, verify=None, proxies=None, connect_timeout=10, read_timeout=60):
         self.verify, self.timeouts = verify, (connect_timeout, read_timeout)
-        # ProxyHandler, then this: what `send` opens comes to http_open, with the proxy in it.
         self._opener = urllib.request.OpenerDirector()
-        self._opener.add_handler(urllib.request.ProxyHandler(proxies))
-        self._opener.add_handler(self)
+        for handler in urllib.request.ProxyHandler(proxies), urllib.request.UnknownHandler(), self:
+            self._opener.add_handler(handler)
+        # Asked once a host: for each request it would take as long as all that is sent.
+        self._way = functools.lru_cache(maxsize=64)(self._ask_way)
 
-    def http_open(self, outgoing: urllib.request.Request) -> Answer:
-        """Return an Answer, over an idle connection if one is there and alive."""
-        login = Secret.of(outgoing.get_header('Proxy-authorization'))
-        # ProxyHandler moved the host: to a tunnel for https, else the whole URL is the selector.
-        server = outgoing.signed['host']
-        tunnel = None if outgoing.has_proxy() or outgoing.host == server else server
-        key = os.getpid(), outgoing.type, outgoing.host, tunnel, login, self.verify
-        connection = reused = _check_out(key)
-        if connection is not None:
-            try:
-                return self._exchange(connection, key, outgoing, False)
-            except (ConnectionError, ssl.SSLError):
-                pass  # it died before the head of the answer, and is replaced
-        options = {'context': _tls_context(self.verify)} if outgoing.type == 'https' else {}
-        kind = http.client.HTTPSConnection if options else http.client.HTTPConnection
-        connection = kind(outgoing.host, timeout=self.timeouts[0], **options)
-        connection.response_class = _Response
-        if tunnel:
-            connection.set_tunnel(tunnel, headers={'Proxy-Authorization': login} if login else {})
-        return self._exchange(connection, key, outgoing, reused is not None)
+    def _ask_way(self, scheme, host):
+        """Return the Way to `host`. OSError for a proxy that is neither of http nor of https."""
+        return self._opener.open(urllib.request.Request(
+            '%s://%s/' % (scheme, host), headers={'Host': host}))
+
+    def http_open(self, asked: urllib.request.Request) -> Way:
+        """Return the Way that ProxyHandler left in `asked`: where its host is now, in a tunnel
+
+        for https, else with the whole URL in the request's line.
+        """
+        server, whole = asked.get_header('Host'), asked.has_proxy()
+        return Way(asked.type, asked.host, None if whole or asked.host == server else server,
+                   Secret.of(asked.get_header('Proxy-authorization')), whole)
 
     https_open = http_open
 
-    def _exchange(self, connection, key, outgoing, resent):
+    def _open(self, way, request, headers):
+        """Return an Answer, over an idle connection if one is there and alive."""
+        key = os.getpid(), self.verify, way
+        connection = reused = _check_out(key)
+        if connection is not None:
+            try:
+                return self._exchange(connection, key, request, headers, False)
+            except (ConnectionError, ssl.SSLError):
+                pass  # it died before the head of the answer, and is replaced
+        options = {'context': _tls_context(self.verify)} if way.scheme == 'https' else {}
+        kind = http.client.HTTPSConnection if options else http.client.HTTPConnection
+        connection = kind(way.host, timeout=self.timeouts[0], **options)
+        connection.response_class = _Response
+        if way.tunnel:
+            connection.set_tunnel(way.tunnel, headers={
+                'Proxy-Authorization': way.login} if way.login else {})
+        return self._exchange(connection, key, request, headers, reused is not None)
+
+    def _exchange(self, connection, key, request, headers, resent):
         """Send, and return the Answer once its head is read. Any failure drops the connection."""
-        refused = None
+        way, target, body, refused = key[-1], request.target, memoryview(request.body), None
+        if way.whole:
+            target = '%s://%s%s' % (request.scheme, request.host, target)
+            headers = dict(headers, **{'proxy-authorization': way.login} if way.login else {})
+        head = '%s %s HTTP/1.1\r\n%s\r\n' % (
+            request.method, target, ''.join(['%s: %s\r\n' % pair for pair in headers.items()]))
         try:
             if connection.sock is None:
                 connection.connect()
             connection.sock.settimeout(self.timeouts[1])  # Trap: it keeps its last user's
-            method, body, headers = outgoing.method, memoryview(outgoing.data), outgoing.signed
-            if outgoing.has_proxy():  # not in a tunnel
-                headers = dict(headers, **outgoing.headers)
-            lines = ['%s: %s\r\n' % header for header in headers.items()]
-            head = '%s %s HTTP/1.1\r\n%s\r\n' % (method, outgoing.selector, ''.join(lines))
             try:
                 connection.sock.sendall(head.encode() + body[:ONE_PIECE])
                 for at in range(ONE_PIECE, len(body), SLICE):
@@ -823,7 +841,7 @@ class Transport(urllib.request.BaseHandler):
                 # Fact: S3 may refuse a large PUT at once and close; its answer is still there.
                 refused = error
                 connection.sock.settimeout(min(1, self.timeouts[1]))
-            response = _Response(connection.sock, method=method)
+            response = _Response(connection.sock, method=request.method)
             response.begin()
             if refused and response.status < 300:  # it cannot have what was never sent
                 raise refused
@@ -835,20 +853,19 @@ class Transport(urllib.request.BaseHandler):
 
     def send(self, request: Request, headers: Headers) -> Answer:
         """Send `request` with signed `headers`, return the Answer. Unreachable if none came."""
-        started, server = time.monotonic(), '%s://%s' % (request.scheme, request.host)
-        outgoing = urllib.request.Request(
-            server + request.target, request.body, method=request.method)
-        outgoing.signed = headers
+        started, way = time.monotonic(), None
         try:
-            answer = self._opener.open(outgoing)
+            way = self._way(request.scheme, request.host)
+            answer = self._open(way, request, headers)
             logger.debug('%s %s -> %d in %.3f s', request.method, request.path, answer.status,
                          time.monotonic() - started)
             return answer
         except (OSError, http.client.HTTPException, ssl.CertificateError) as error:
             advice = next((text for kind, text in self.ADVICE if isinstance(error, kind)), '')
-            by = '' if outgoing.host == request.host else ' by a proxy (proxies, http(s)_proxy)'
-            failure = Unreachable(errno.ECONNREFUSED, '%s: %s: %s (%s)' % (
-                server + by, type(error).__name__, printable(error), advice or 'no answer'))
+            direct = way and way.host == request.host
+            failure = Unreachable(errno.ECONNREFUSED, '%s://%s%s: %s: %s (%s)' % (
+                request.scheme, request.host, '' if direct else ' by a proxy (proxies, '
+                'http(s)_proxy)', type(error).__name__, printable(error), advice or 'no answer'))
             failure.final = isinstance(error, ssl.CertificateError) or 'VERIFY' in str(error)
         raise failure  # out here, as in Answer.readinto
 
