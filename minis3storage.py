@@ -1773,15 +1773,18 @@ def is_intact(body: bytes, headers: Message) -> bool:
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
     """
-    for name, digest in CHECKSUMS.items():
-        value = headers.get(name, '-')
-        if '-' not in value and value != base64.b64encode(digest(body)).decode():
+    names = {name.lower() for name in headers.keys()}  # get() would look at each of them, each time
+    for name in names & set(CHECKSUMS):
+        value = headers[name]
+        if '-' not in value and value != base64.b64encode(CHECKSUMS[name](body)).decode():
             return False
     # Fact: an ETag is no MD5 under a key of KMS's or of the customer's, nor if made of parts.
-    keyed = (headers.get('x-amz-server-side-encryption', 'AES256') != 'AES256'
-             or 'x-amz-server-side-encryption-customer-algorithm' in headers)
-    plain = re.match(r'"[0-9a-f]{32}"\Z', headers.get('etag', '')) and not keyed and md5(body)
-    return not plain or plain.hexdigest() in headers['etag']
+    etag, keyed = headers.get('etag', ''), (
+        'x-amz-server-side-encryption-customer-algorithm' in names
+        or 'x-amz-server-side-encryption' in names
+        and headers['x-amz-server-side-encryption'] != 'AES256')
+    plain = re.match(r'"[0-9a-f]{32}"\Z', etag) and not keyed and md5(body)
+    return not plain or plain.hexdigest() in etag
 
 
 class Reader(io.RawIOBase):
@@ -2565,10 +2568,12 @@ class S3File(File):
 
     def read(self, size: Optional[int] = -1) -> Any:
         """Return up to `size` bytes or characters, all that are left for -1 or None."""
-        if self.mode != 'rb' or size is not None and size >= 0 or isinstance(self._raw, Gunzip):
+        # What it has in its buffer a BufferedReader copies, with all that comes after it.
+        if (self.mode != 'rb' or size is not None and size >= 0 or isinstance(self._raw, Gunzip)
+                or self._raw.tell() == 0):
             return self.file.read(size)
         position = self.file.tell()
-        body = self._raw.readall(position)  # BufferedReader would copy it once more
+        body = self._raw.readall(position)
         self.file.seek(position + len(body))
         return body
 
@@ -2810,7 +2815,7 @@ class S3Storage(Configured, Storage):
 
     def _headers(self, name):
         """Return the headers that the options want for `name`; their dicts are never changed."""
-        headers, given = Headers(self.config.headers), self.get_object_parameters(name)
+        headers, given = Headers(self.config.headers), Secret.of(self.get_object_parameters(name))
         if given:
             headers.update(Headers(object_headers(given)))
         customer = 'x-amz-server-side-encryption-customer-'
