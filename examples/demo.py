@@ -8,7 +8,7 @@ By default S3 is a real server of your own: `rclone serve s3` on 127.0.0.1, over
 directory, with keys that are new in each run. It verifies signatures, as S3 does, and ends with
 the demo. If AWS_STORAGE_BUCKET_NAME is in the environment, with the usual AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL, that bucket is used
-instead, and left as it was found; for uploads past Django it needs the CORS rule of README.rst.
+instead, and left as it was found; the browser's own uploads to it need README's CORS rule.
 From top to bottom: settings, models, the site, the story, the S3 server, the command.
 """
 
@@ -80,7 +80,7 @@ PAGE = """<!doctype html>
     <button type="button">Upload straight to S3</button></div>
   <progress class="wide" max="1" value="0" aria-label="Upload" hidden></progress>
   <p class="wide" role="status"></p><p class="wide" role="alert"></p></form>
-<section><h2 tabindex="-1">Uploaded</h2>
+<section><h2 tabindex="-1">In the bucket</h2>
 {% for resume, files in resumes %}<article>
   {% if resume.photos %}<img src="{{ resume.photos.url }}" alt="">{% else %}<i></i>{% endif %}
   <div>{% for file in files %}<p>
@@ -122,21 +122,24 @@ async function silence(url) {  // scripts are not told why: ask in a way that ne
     'The connection broke off.' : `S3 answers, but takes no uploads from ${location.origin}: ` +
     'the CORS rules of the bucket must allow PUT and Content-Type from there.';
 }
+function data(values) {
+  const all = new FormData();
+  for (const name in values) all.append(name, values[name]);
+  return all;
+}
 async function straight(body) {  // each file with a URL of its own, then the tokens for all
-  const csrf = ['csrfmiddlewaretoken', body.get('csrfmiddlewaretoken')];
-  const data = pairs => pairs.reduce((all, pair) => (all.append(...pair), all), new FormData());
-  const tokens = [csrf];
+  const csrf = {csrfmiddlewaretoken: body.get('csrfmiddlewaretoken')}, tokens = {...csrf};
   for (const [field, file] of body) if (file.size) {
     const {url, headers, token} = JSON.parse(await send('{% url 'sign' %}', data(
-      [csrf, ['field', field], ['name', file.name], ['size', file.size]])));
+      {...csrf, field, name: file.name, size: file.size})));
     say('status', `${file.name} is on its way to S3.`);
     await send(url, file, true, 'PUT', headers);
-    tokens.push([field, token]);
+    tokens[field] = token;
   }
   return send('{% url 'attach' %}', data(tokens));
 }
 async function run(work, before, after) {
-  const buttons = [...document.querySelectorAll('button')];
+  const buttons = [...document.querySelectorAll('button')], focused = document.activeElement;
   buttons.forEach(button => { button.disabled = true; });
   say('alert', ''); say('status', before);
   try {  // the answer to every success is the page, as it is now
@@ -144,6 +147,7 @@ async function run(work, before, after) {
     say('status', after);
   } catch (error) { say('status', ''); say('alert', error.message || error); }
   buttons.forEach(button => { button.disabled = false; });
+  focused.focus();  // a button that is disabled loses it
   bar.hidden = true;
 }
 async function upload(way) {
@@ -494,14 +498,10 @@ def check(right, failure):
         raise Failure(failure)
 
 
-def story():
-    """Return README's story, a doctest."""
-    with io.open(README, encoding='utf-8') as file:
-        return file.read().partition('.. story\n')[2].partition('.. end of the story')[0]
-
-
-def tell(story):
-    """Run a doctest, print it with the exchanges it makes with S3, stop where it is wrong."""
+def tell_story():
+    """Run README's doctest, print it with its exchanges with S3, stop where it is wrong."""
+    with open(README, encoding='utf-8') as file:
+        story = file.read().partition('.. story\n')[2].partition('.. end of the story')[0]
     names = dict(globals())
     for piece in doctest.DocTestParser().parse(story):
         if isinstance(piece, str):
@@ -603,7 +603,7 @@ def visit():
     ask('POST', '/attach', 409, {'pdf': token})
     ask('POST', '/attach', 400, {'pdf': token[:-1]})
     check(default_storage.exists(name), 'A false token deleted the upload.')
-    for lie, size in (pdf, 9), (b'<script>', 8):
+    for lie, size in (pdf, 9), (b'<script>', 8):  # another size; no PDF
         name, _ = put(lie, size, 400)
         check(not default_storage.exists(name), 'An upload that is not what was said stays.')
     ask('POST', '/sign', 400, {'field': 'pdf', 'name': 'a.pdf', 'size': LIMIT + 1})
@@ -628,9 +628,6 @@ def clean_up(path=''):
 # ---- The S3 server ---------------------------------------------------------------------------
 
 OWN_S3 = 'set AWS_STORAGE_BUCKET_NAME, AWS_ENDPOINT_URL and your keys to use an S3 of yours'
-VARIABLES = ('AWS_STORAGE_BUCKET_NAME', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY',
-             'AWS_SESSION_TOKEN', 'AWS_REGION', 'AWS_ENDPOINT_URL')
-RENAMED = {'AWS_REGION': 'AWS_S3_REGION_NAME', 'AWS_ENDPOINT_URL': 'AWS_S3_ENDPOINT_URL'}
 
 
 @contextlib.contextmanager
@@ -740,8 +737,7 @@ def main(once, port, asgi):
             serve, port = server.serve_forever, server.server_port
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix='minis3storage-demo-'))
         if os.environ.get('AWS_STORAGE_BUCKET_NAME'):
-            s3 = {RENAMED.get(name, name): os.environ[name]
-                  for name in VARIABLES if os.environ.get(name)}
+            s3 = {'AWS_STORAGE_BUCKET_NAME': os.environ['AWS_STORAGE_BUCKET_NAME']}
         else:
             s3 = stack.enter_context(rclone(directory, 'http://127.0.0.1:%d' % port))
         # A location of this run alone: nothing of anyone else is seen, overwritten or deleted.
@@ -754,11 +750,11 @@ def main(once, port, asgi):
             editor.create_model(Resume)
             editor.create_model(Letter)
         print('S3 is %s; bucket %s, location %s:' % (
-            s3.get('AWS_S3_ENDPOINT_URL', 'Amazon'), s3['AWS_STORAGE_BUCKET_NAME'],
+            default_storage.endpoint_url or 'Amazon', s3['AWS_STORAGE_BUCKET_NAME'],
             s3['AWS_LOCATION']))
         default_storage.listdir('')  # if this fails there is nothing to clean up
         stack.callback(clean_up)
-        tell(story())
+        tell_story()
         Resume.objects.all().delete()  # their files are gone already
         if once:
             visit()

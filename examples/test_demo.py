@@ -219,6 +219,7 @@ def test_upload(page, site, pdf, photo, way):
     puts = re.findall(' PUT /demo/', site.said()[before:])
     assert len(puts) == (2 if way == DJANGO else 0)
     assert page.browser.find_element(By.NAME, 'pdf').get_property('value') == ''
+    assert page.browser.switch_to.active_element.text == way
 
 
 def upload(page, path):
@@ -297,7 +298,7 @@ def test_delete_by_keyboard(page, pdf):
     button.send_keys(Keys.ENTER)
     page.done('Deleted.')
     assert page.resumes() == [] and 'None yet.' in page.browser.page_source
-    assert page.browser.switch_to.active_element.text == 'Uploaded'
+    assert page.browser.switch_to.active_element.text == 'In the bucket'
     assert page.run('return (await fetch(given[0])).status', stream) == 404
 
 
