@@ -339,20 +339,10 @@ def sign(request):
     name = default_storage.get_available_name('%s/%s/%s' % (  # cut to what the column holds
         Resume._meta.get_field(field).upload_to, secrets.token_urlsafe(16),
         default_storage.get_valid_name(name)), max_length=100)
-    headers = {'Content-Type': type_of(name)}
-    url = default_storage.url(name, {'ContentType': type_of(name)}, expire=60, http_method='PUT')
-    return JsonResponse({'url': url, 'headers': headers,
-                         'token': TOKENS.sign(':'.join((field, size, name)))})
-
-
-def broken(field, size, name):
-    """Return how an uploaded object differs from what sign() was told, or ''."""
-    try:
-        stored = default_storage.size(name)  # S3's word, by a HEAD
-    except FileNotFoundError:
-        return '%s has not been uploaded.' % os.path.basename(name)
-    return fault(field, os.path.basename(name), stored) or (
-        '' if stored == int(size) else '%s is not as large as was said.' % os.path.basename(name))
+    kind = type_of(name)
+    return JsonResponse({
+        'url': default_storage.url(name, {'ContentType': kind}, expire=60, http_method='PUT'),
+        'headers': {'Content-Type': kind}, 'token': TOKENS.sign(':'.join((field, size, name)))})
 
 
 @require_POST
@@ -363,17 +353,23 @@ def attach(request):
                 for field in FIELDS if field in request.POST]
     except signing.BadSignature:
         return refuse('That upload did not begin here, or took more than an hour.')
-    names = {field: name for field, size, name in said}
+    names, files, wrong = {field: name for field, size, name in said}, {}, []
     if any(Resume.objects.filter(**{field: names[field]}).exists() for field in names):
         return refuse('That upload is in the list already.', 409)
-    wrong = ' '.join(filter(None, itertools.starmap(broken, said)))
-    if not wrong:
-        form = ResumeForm({}, {field: default_storage.open(names[field]) for field in names})
-        wrong = ' '.join(itertools.chain.from_iterable(form.errors.values()))
+    for field, size, name in said:
+        try:
+            stored = default_storage.size(name)  # S3's word, by a HEAD
+            files[field] = default_storage.open(name)
+            # The URL still works: what is open stays one version, whatever is sent meanwhile.
+            if not int(size) == stored == files[field].size:
+                wrong.append('%s is not as large as was said.' % os.path.basename(name))
+        except FileNotFoundError:
+            wrong.append('%s has not been uploaded.' % os.path.basename(name))
+    wrong = wrong or list(itertools.chain.from_iterable(ResumeForm({}, files).errors.values()))
     if wrong:
         for name in names.values():
             default_storage.delete(name)
-        return refuse(wrong)
+        return refuse(' '.join(wrong))
     Resume.objects.create(**names)  # Why not form.save(): it would store the files once more
     return redirect('index')
 

@@ -183,7 +183,7 @@ def photo(tmp_path):
 def watch_progress(page):
     """Make the network slow and note what the progress bar shows."""
     page.browser.set_network_conditions(
-        latency=0, download_throughput=2 ** 23, upload_throughput=3 * 2 ** 20)
+        latency=0, download_throughput=2 ** 23, upload_throughput=2 ** 21)
     page.browser.execute_script('''
         const bar = document.querySelector('progress');
         window.shown = [];
@@ -192,11 +192,11 @@ def watch_progress(page):
 
 
 def moved(page):
-    """The bar moved, was visible, and never moved back within a file."""
+    """The bar moved, and only forward but for the beginning of another file."""
     page.browser.delete_network_conditions()
     shown = page.browser.execute_script('return window.shown')
     assert len({value for value in shown if 0 < value < 1}) >= 3, shown
-    assert shown[-1] == 1 or sorted(shown) == shown
+    assert all(after >= before or after == 0 for before, after in zip(shown, shown[1:])), shown
 
 
 @pytest.mark.parametrize('way', [DJANGO, S3])
@@ -205,7 +205,8 @@ def test_upload(page, site, pdf, photo, way):
     watch_progress(page)
     before = len(site.said())
     page.press(way)
-    wait_for(page.shows_progress)
+    wait_for(lambda: page.shows_progress() and 0.2 < page.browser.find_element(
+        By.TAG_NAME, 'progress').get_property('value') < 0.9)
     page.shoot('uploading ' + way.split()[-1])
     page.done('Uploaded.')
     moved(page)
