@@ -30,6 +30,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from urllib.parse import quote
 from wsgiref.simple_server import WSGIServer, make_server
@@ -535,20 +536,26 @@ def visit():
             response.status_code, status, method, path))
         return response
 
-    def s3(method, url, body=None, headers=()):
+    def s3(method, url, status=200, body=None, headers=()):
         try:
-            with urllib.request.urlopen(urllib.request.Request(
-                    url, body, dict(headers), method=method), timeout=60) as response:
-                print('        %s (the signed URL) -> %d' % (method, response.status))
-                return response.headers, response.read()
+            response = urllib.request.urlopen(urllib.request.Request(
+                url, body, dict(headers), method=method), timeout=60)
+        except urllib.error.HTTPError as error:
+            response = error
         except OSError as error:
-            raise Failure('S3 does not take a signed URL to %s: %s' % (method, error))
+            raise Failure('S3 is not reached with a signed URL: %s' % error)
+        with contextlib.closing(response):
+            print('        %s (the signed URL) -> %d' % (method, response.getcode()))
+            check(response.getcode() == status, 'S3 answered %d instead of %d to a signed URL.' % (
+                response.getcode(), status))
+            return response.headers, response.read()
 
     def put(body, size, status):
         """Upload `body` past Django, and say it has `size`; return name and token."""
         signed = ask('POST', '/sign', 200, {
             'field': 'pdf', 'name': 'Zoë <1>.pdf', 'size': size}).json()
-        s3('PUT', signed['url'], body, signed['headers'])
+        s3('PUT', signed['url'], 403, body, {'Content-Type': 'text/html'})
+        s3('PUT', signed['url'], 200, body, signed['headers'])
         ask('POST', '/attach', status, {'pdf': signed['token']})
         return TOKENS.unsign(signed['token']).split(':', 2)[2], signed['token']
 
@@ -568,6 +575,7 @@ def visit():
     print('\nStreamed through Django, in ranges.')
     path = '/%d/pdf' % resume.pk
     whole = ask('GET', path, 200)
+    check(whole['Accept-Ranges'] == 'bytes', 'Browsers are not told that they may seek.')
     for status, body, headers in (
             (200, pdf, {}), (206, pdf[5:9], {'HTTP_RANGE': 'bytes=5-8'}),
             (206, pdf[200000:], {'HTTP_RANGE': 'bytes=200000-'}),

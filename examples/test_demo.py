@@ -314,14 +314,16 @@ def test_every_control_has_a_name_and_the_tab_key_reaches_it(page, pdf):
 
 
 @pytest.mark.parametrize('way', [DJANGO, S3])
-def test_what_is_refused(page, tmp_path, pdf, way):
+def test_what_is_refused(page, site, tmp_path, pdf, way):
     large, text, broken = (tmp_path / name for name in ('large.pdf', 'text.pdf', 'broken.png'))
     large.write_bytes(b'%PDF-1.4' + bytes(20 * 2 ** 20))
     text.write_bytes(b'words')
     broken.write_bytes(b'words')
     page.choose(large)
+    before = len(site.said())
     page.press(way)
     page.refused('large.pdf is too large: 20.0 MB are allowed.')
+    assert site.said()[before:] == ''  # nothing was sent
     page.shoot('refused ' + way.split()[-1])
     page.choose(text)
     page.press(way)
