@@ -70,7 +70,7 @@ PAGE = """<!doctype html>
            color: #0b61a4; background: #fff } button:disabled { opacity: .5 }
   form div > button:first-child { color: #fff; background: #0b61a4 } article button,
   .errorlist, [role=alert] { color: #b3261e; margin: 0; padding: 0; list-style: none }
-  article button { padding: .4rem .8rem } a { color: #0b61a4 }
+  article button { padding: .4rem .8rem } .wide button { margin: .1rem 0 } a { color: #0b61a4 }
   :focus-visible { outline: 3px solid #f5a524; outline-offset: 2px } progress { width: 100% }
 </style></head><body>
 <h1>Resumes</h1><p>Kept on S3, in the bucket <b>{{ bucket }}</b>, by Django and minis3storage:
@@ -714,8 +714,8 @@ def listen(port):
             port, getattr(error, 'strerror', None) or error, 8001 if port == 8000 else 8000))
 
 
-def uvicorn_on(port):
-    """Return a function that serves the site under ASGI."""
+def uvicorn_on(listening):
+    """Return a function that serves the site under ASGI, on a socket that listens already."""
     try:
         import uvicorn
     except ImportError:
@@ -723,7 +723,7 @@ def uvicorn_on(port):
     if django.VERSION < (4, 2):
         raise Failure('--asgi needs Django 4.2: earlier ones do not stream from async functions.')
     from django.core.handlers.asgi import ASGIHandler
-    return lambda: uvicorn.run(ASGIHandler(), port=port)
+    return lambda: uvicorn.Server(uvicorn.Config(ASGIHandler())).run(sockets=[listening])
 
 
 def main(once, port, asgi):
@@ -734,11 +734,10 @@ def main(once, port, asgi):
     logging.getLogger('django.request').addHandler(logging.StreamHandler())  # errors of views
     logging.getLogger('django.request').setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
-        if asgi:
-            serve = uvicorn_on(port)
-        elif not once:
+        if not once:
             server = stack.enter_context(listen(port))
-            serve, port = server.serve_forever, server.server_port
+            port = server.server_port
+            serve = uvicorn_on(server.socket) if asgi else server.serve_forever
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix='minis3storage-demo-'))
         if os.environ.get('AWS_STORAGE_BUCKET_NAME'):
             s3 = {'AWS_STORAGE_BUCKET_NAME': os.environ['AWS_STORAGE_BUCKET_NAME']}
