@@ -1,4 +1,4 @@
-"""S3 with nothing but the standard library's HTTP and a signature: what the others are held against.
+"""S3 with the standard library's HTTP and a signature: what the others are held against.
 
 `Limit` is `http.client` on one kept connection a thread, Signature Version 4 written out for just
 these requests, the day's signing key cached: about what Python can do without a parser of one's

@@ -28,9 +28,7 @@ DJANGO = 'Django==5.2.19'
 
 
 class Storage:
-    """A storage of Django's as a project uses it; a contender fills in `self.storage`."""
-
-    unsigned = None  #: one whose url() is not signed
+    """A storage of Django's as a project uses it; `storage` and `unsigned` are a contender's."""
 
     def exists(self, name):
         return self.storage.exists(name)
@@ -68,11 +66,10 @@ class Storage:
         return self.storage.url(name)
 
     def unsigned_url(self, name):
-        return self.unsigned.url(name)
+        return self.unsigned.url(name)  # a second storage, made beside the first
 
 
 class Minis3storage(Storage):
-    title, requirements = 'minis3storage', [DJANGO]
     static = 'minis3storage.S3StaticStorage'
 
     def __init__(self, endpoint, bucket):
@@ -88,7 +85,6 @@ class Minis3storage(Storage):
 
 
 class DjangoStorages(Storage):
-    title, requirements = 'django-storages', [DJANGO, 'django-storages==1.14.6', 'boto3==1.44.8']
     static = 'storages.backends.s3.S3StaticStorage'
 
     def __init__(self, endpoint, bucket):
@@ -105,8 +101,6 @@ class DjangoStorages(Storage):
 
 
 class DjangoS3Storage(Storage):
-    title = 'django-s3-storage'
-    requirements = [DJANGO, 'django-s3-storage==0.15.0', 'boto3==1.44.8']
 
     def __init__(self, endpoint, bucket):
         from django_s3_storage.storage import S3Storage
@@ -119,8 +113,6 @@ class DjangoS3Storage(Storage):
 
 
 class DjangoMinioStorage(Storage):
-    title = 'django-minio-storage'
-    requirements = [DJANGO, 'django-minio-storage==0.6.0', 'minio==7.2.20']
 
     def __init__(self, endpoint, bucket):
         from minio import Minio
@@ -141,15 +133,13 @@ class DjangoMinioStorage(Storage):
 class Obstore:
     """What a native client gets: Rust's object_store, called from Python, without Django."""
 
-    title, requirements = 'obstore', [DJANGO, 'obstore==0.12.1']
-    unsigned_url = None
 
     def __init__(self, endpoint, bucket):
         import datetime
 
         import obstore
         from obstore.store import S3Store
-        # It knows no file of trusted certificates in the environment: see root_certificate.
+        # The others find the authority to trust in the environment.
         with open(os.environ['SSL_CERT_FILE'], 'rb') as ca:
             trusted = ca.read()
         self.obstore, self.hour = obstore, datetime.timedelta(hours=1)
@@ -198,12 +188,20 @@ def limit(endpoint, bucket):
     return Limit(endpoint, bucket, ACCESS_KEY, SECRET_KEY, REGION)
 
 
-for bare, title in (without_keep_alive, 'urllib, no keep-alive'), (limit, 'the limit'):
-    bare.title, bare.requirements = title, [DJANGO]
-
+#: `make` takes an endpoint and a bucket; `lacks` is what it cannot do, of Work's `needs`.
+Contender = collections.namedtuple('Contender', 'title make requirements lacks')
+BOTO = 'boto3==1.44.8'  #: the newest
 CONTENDERS = {
-    'limit': limit, 'ours': Minis3storage, 'storages': DjangoStorages, 's3': DjangoS3Storage,
-    'minio': DjangoMinioStorage, 'obstore': Obstore, 'urllib': without_keep_alive}
+    'ours': Contender('minis3storage', Minis3storage, [DJANGO], ''),
+    'storages': Contender('django-storages', DjangoStorages,
+                          [DJANGO, BOTO, 'django-storages==1.14.6'], ''),
+    's3': Contender('django-s3-storage', DjangoS3Storage,
+                    [DJANGO, BOTO, 'django-s3-storage==0.15.0'], 'static'),
+    'minio': Contender('django-minio-storage', DjangoMinioStorage,
+                       [DJANGO, 'minio==7.2.20', 'django-minio-storage==0.6.0'], 'static'),
+    'obstore': Contender('obstore', Obstore, [DJANGO, 'obstore==0.12.1'], 'static unsigned_url'),
+    'urllib': Contender('urllib, no keep-alive', without_keep_alive, [DJANGO], 'static'),
+    'limit': Contender('the limit', limit, [DJANGO], 'static')}
 
 
 def must(condition):
@@ -250,36 +248,38 @@ def middle(it, asked):
     must(len(it.read_range(LARGE, asked['size'] // 2, 1024)) == 1024)
 
 def start(_, asked):
-    exists(CONTENDERS[asked['contender']](asked['endpoint'], BUCKET), asked)
+    exists(CONTENDERS[asked['contender']].make(asked['endpoint'], BUCKET), asked)
 
 def collectstatic(*_):
     from django.core.management import call_command
     call_command('collectstatic', interactive=False, verbosity=0)
 
 
-#: `once` does it once, with what a contender must have, if that is not a matter of course.
-#: `shown` is the figure of README's table: a ratio to the limit's CPU, or absolute.
-Work = collections.namedtuple('Work', 'title once shown needs threads repeated far bucket')
+#: `once` does it once. `shown` is what README shows: CPU's ratio to the limit's, CPU, or wall.
+#: `needs` is what not every contender has. `once_only`: it is not done beforehand as well.
+Work = collections.namedtuple('Work', 'title once shown needs threads once_only far bucket')
 Work.__new__.__defaults__ = 'ratio', '', 1, False, False, BUCKET
 WORKS = {
-    'exists': Work('exists()', exists, repeated=True),
-    'save': Work('save() of 1 KiB', save, repeated=True),
-    'read': Work('open().read() of 1 KiB', read, repeated=True),
-    'threads': Work('8 threads, exists() and open().read() each', exists_and_read, threads=8,
-                    repeated=True),
-    'url': Work('url(), signed', signed_url, 'us', repeated=True),
-    'unsigned': Work('url(), unsigned', unsigned_url, 'us', 'unsigned_url', repeated=True),
-    'listdir': Work('listdir() of {keys:,} keys', listdir, 'ms', repeated=True, bucket='listed'),
+    'exists': Work('exists()', exists),
+    'save': Work('save() of 1 KiB', save),
+    'read': Work('open().read() of 1 KiB', read),
+    'threads': Work('8 threads, exists() and open().read() each', exists_and_read, threads=8),
+    'url': Work('url(), signed', signed_url, 'cpu'),
+    'unsigned': Work('url(), unsigned', unsigned_url, 'cpu', 'unsigned_url'),
+    'listdir': Work('listdir() of {keys:,} keys', listdir, 'cpu', bucket='listed'),
     'save large': Work('save() of {mib} MiB', save_large),
-    'save far': Work('the same from afar, https', save_large, 's', far=True),
+    'save far': Work('save() of {mib} MiB from afar', save_large, 'wall',
+                     once_only=True, far=True),
     'read large': Work('read {mib} MiB in pieces of 64 KiB', read_large),
     'first': Work('open {mib} MiB, read 100 bytes', first_bytes),
-    'middle': Work('seek to its middle, read 1 KiB', middle),
-    'start': Work('import, first exists() of a process', start, 'ms'),
-    'collect': Work('collectstatic of {files:,} files from afar: first', collectstatic, 's',
-                    'static', far=True),
-    'collect fresh': Work('again, of a fresh checkout', collectstatic, 's', 'static', far=True),
-    'collect changed': Work('again, 10 files changed', collectstatic, 's', 'static', far=True),
+    'middle': Work('open {mib} MiB, seek to the middle, read 1 KiB', middle),
+    'start': Work('import, first exists() of a process', start, 'cpu', once_only=True),
+    'collect': Work('collectstatic of {files:,} files from afar: first', collectstatic, 'wall',
+                    'static', once_only=True, far=True),
+    'collect fresh': Work('collectstatic, a fresh checkout', collectstatic, 'wall',
+                          'static', once_only=True, far=True),
+    'collect changed': Work('collectstatic, 10 files changed', collectstatic, 'wall',
+                            'static', once_only=True, far=True),
 }
 
 
@@ -289,70 +289,69 @@ def memory(name):
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(name))
 
 
-def repeat(work, it, asked, count):
-    """Do the work `count` times, in as many threads as it says."""
-    def loop():
-        try:
-            for _ in range(count // work.threads):
-                work.once(it, asked)
-        except BaseException as error:
-            failures.append(error)
-    failures = []
+def forget_peak():
+    """Return MiB of memory; from now on the most this process had is what it has."""
+    gc.collect()
+    with open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')
+    return memory('VmRSS')
+
+
+def looper(work, it, asked):
+    """Return a function that does the work so many times, in as many threads as it says."""
+    def loop(count):
+        barrier.wait()
+        for _ in range(count // work.threads):
+            work.once(it, asked)
+    barrier = threading.Barrier(work.threads)
     if work.threads == 1:
-        loop()
-    else:
-        threads = [threading.Thread(target=loop) for _ in range(work.threads)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
+        return loop
+    from concurrent.futures import ThreadPoolExecutor
+    # The same threads each time, as in a server; the barrier gives each its share.
+    pool = ThreadPoolExecutor(work.threads)
+    return lambda count: list(pool.map(loop, [count] * work.threads))
 
 
 def main(asked):
-    """Print {} if the contender cannot do it; else say ready, wait, work, print the figures.
+    """Say ready, wait, work, return the figures.
 
-    `asked`: contender, work, endpoint; budget, the CPU seconds of what is repeated; large, the
-    path of a file of `size` bytes; keys of the listing; source, a folder for collectstatic.
+    `asked`: contender, work, endpoint; budget, the CPU seconds of what can be repeated; large,
+    the path of a file of `size` bytes; keys of the listing; source, a folder for collectstatic.
     """
     import django
     from django.conf import settings
-    contender, work = CONTENDERS[asked['contender']], WORKS[asked['work']]
+    make, work = CONTENDERS[asked['contender']].make, WORKS[asked['work']]
     work = work._replace(threads=asked.get('threads', work.threads))
     more, chosen = {}, {'default': {'BACKEND': 'django.core.files.storage.FileSystemStorage'}}
     if work.needs == 'static':
-        if not hasattr(contender, 'static'):
-            return {}
-        chosen['staticfiles'] = {'BACKEND': contender.static, 'OPTIONS': contender.options(
+        chosen['staticfiles'] = {'BACKEND': make.static, 'OPTIONS': make.options(
             asked['endpoint'], asked['bucket'])}
         more = {'INSTALLED_APPS': ['django.contrib.staticfiles'], 'STATIC_URL': '/static/',
                 'STATICFILES_DIRS': [asked['source']]}
     settings.configure(USE_TZ=True, STORAGES=chosen, **more)
     django.setup()
     from django.core.files.storage import FileSystemStorage, storages  # noqa: as a site has them
-    it, count = None, 1
+    it = None
     if work.needs == 'static':
         from django.contrib.staticfiles.management.commands import collectstatic  # noqa
         storages['staticfiles']
     elif work.once is not start:
-        it = contender(asked['endpoint'], asked.get('bucket', work.bucket))
-        if work.needs and getattr(it, work.needs) is None:
-            return {}
-        work.once(it, asked) if work.repeated else it.exists(SMALL)  # connected, imported
-        if work.repeated:
-            few = 10 * work.threads if work.once is not listdir else 1
-            spent = time.process_time()
-            repeat(work, it, asked, few)
-            pace = (time.process_time() - spent) / few
-            count = max(1, int(asked['budget'] / pace / work.threads)) * work.threads
+        it = make(asked['endpoint'], work.bucket)
+        it.exists(SMALL)  # now it is imported and connected
+    loop, count, had = looper(work, it, asked), work.threads, forget_peak()
+    if not work.once_only:
+        # Once for what is made at the first use, then to see how often it is to be done.
+        pace = 0
+        for few in work.threads, work.threads, 10 * work.threads:
+            if pace * few <= asked['budget']:
+                pace = time.process_time()
+                loop(few)
+                pace = (time.process_time() - pace) / few
+        count = max(1, int(asked['budget'] / pace / work.threads)) * work.threads
     print('ready', flush=True)
     sys.stdin.readline()
-    gc.collect()
-    with open('/proc/self/clear_refs', 'w') as forget:
-        forget.write('5')  # the most it had is what it has
-    had, cpu, wall = memory('VmRSS'), time.process_time(), time.perf_counter()
-    repeat(work, it, asked, count)
+    cpu, wall = time.process_time(), time.perf_counter()
+    loop(count)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return {'count': count, 'cpu': cpu / count, 'wall': wall / count,
             'memory': max(0, memory('VmHWM') - had)}

@@ -75,8 +75,8 @@ class Bench:
         self.server, self.pythons, self.folder = place, pythons, place.folder
         self.failures = 0
         size = 16 * MIB if quick else 256 * MIB
-        self.asked = {'budget': 0.02 if quick else 0.3, 'size': size,
-                      'keys': 2000 if quick else 10000, 'files': 40 if quick else 1000}
+        self.asked = {'budget': 0.05 if quick else 0.3, 'size': size,
+                      'keys': 2000 if quick else 10000, 'files': 20 if quick else 1000}
         place.store('bench', SMALL, 1024)
         self.asked['large'] = str(place.store('bench', LARGE, size))
         self.listed('listed', self.asked['keys'])
@@ -90,7 +90,7 @@ class Bench:
         return WORKS[work].title.format(mib=self.asked['size'] // MIB, **self.asked)
 
     def measure(self, contender, work, **more):
-        """Return the figures of one measurement, {} if the contender cannot do that."""
+        """Return the figures of one measurement; Failed if the contender does not do its work."""
         place = self.server
         asked = dict(self.asked, contender=contender, work=work, **more)
         asked['endpoint'] = place.far if WORKS[work].far else place.near
@@ -101,12 +101,10 @@ class Bench:
                 os.environ, PYTHONPATH=str(ROOT), SSL_CERT_FILE=trusted, AWS_CA_BUNDLE=trusted,
                 no_proxy='127.0.0.1'))
         with process:
-            if process.stdout.readline() != 'ready\n':
-                if process.wait():
-                    raise Failed('%s does not get ready for %s' % (contender, work))
-                return {}
+            ready, figures = process.stdout.readline(), ''
             place.asked()
-            figures = process.communicate('go\n')[0]
+            if ready:
+                figures = process.communicate('go\n')[0]
         if process.returncode:
             raise Failed('%s fails at %s' % (contender, work))
         figures, counted = json.loads(figures), place.asked()
@@ -137,9 +135,10 @@ class Bench:
         for work in works:
             turn = number % len(names)  # nobody is always first
             for name in names[turn:] + names[:turn]:
-                collects = WORKS[work].needs == 'static'
-                # Minutes of waiting, and hardly any difference: once a run.
-                if collects and (number or not hasattr(CONTENDERS[name], 'static')):
+                needs = WORKS[work].needs
+                collects = needs == 'static'
+                # collectstatic is minutes of waiting, without much difference: once a run.
+                if collects and number or needs and needs in CONTENDERS[name].lacks:
                     continue
                 try:
                     results[work, name] = (self.collect if collects else self.measure)(name, work)
@@ -198,17 +197,12 @@ def medians(rounds):
     for results in rounds:
         for (work, name), figures in results.items():
             limit = results.get((work, 'limit'))
-            if figures and limit:
+            if limit:
                 figures = dict(figures, ratio=figures['cpu'] / limit['cpu'])
             found[work, name].append(figures)
     return {key: {name: each[0][name] if name == 'methods' else
                   statistics.median(figures[name] for figures in each)
                   for name in each[0]} for key, each in found.items()}
-
-
-def requests(figures):
-    """Return how many for one of the work, in words where there are kinds of them."""
-    return '%.4g' % figures['requests']
 
 
 def table(bench, results, names, works):
@@ -222,21 +216,31 @@ def table(bench, results, names, works):
             rows.append('    %-48s ' % CONTENDERS[name].title + (
                 '%10.4g %7s %10.4g %9s %6d %7.1f' % (
                     figures['cpu'] * 1e3, '%.2f' % figures['ratio'] if 'ratio' in figures else '',
-                    figures['wall'] * 1e3, requests(figures), figures['connections'],
+                    figures['wall'] * 1e3, '%.4g' % figures['requests'], figures['connections'],
                     figures['memory']) if figures else '%10s' % '-'))
     return '\n'.join(rows)
+
+
+def duration(seconds):
+    """Return seconds with a unit that fits."""
+    factor, unit = next((pair for pair in ((1, 's'), (1e3, 'ms')) if seconds * pair[0] >= 1),
+                        (1e6, 'us'))
+    return '%.3g %s' % (seconds * factor, unit)
 
 
 def cell(work, figures, limit):
     """Return what README's table says of a contender's work."""
     if not figures:
         return '\\-'
-    shown = WORKS[work].shown
-    words = ['%.3g us' % (figures['cpu'] * 1e6) if shown == 'us' else
-             '%.3g ms' % (figures['cpu'] * 1e3) if shown == 'ms' or figures is limit else
-             '%.3g s' % figures['wall'] if shown == 's' else '%.3gx' % figures['ratio']]
-    if figures['requests'] and (not limit or abs(figures['requests'] / limit['requests'] - 1) > .1):
-        words.append('%.4g requests' % figures['requests'])
+    shown, ratio = WORKS[work].shown, figures.get('ratio', 0)
+    words = ['%.1f s' % figures['wall'] if shown == 'wall' else
+             duration(figures['cpu']) if shown == 'cpu' or figures is limit else
+             ('{:,.0f}x' if ratio >= 10 else '{:.1f}x').format(ratio)]
+    if not limit:
+        words += ['{:,} {}'.format(number, method)
+                  for method, number in sorted(figures['methods'].items())]
+    elif abs(figures['requests'] - limit['requests']) > limit['requests'] / 10:
+        words.append('%.3g requests' % figures['requests'])
     if figures['memory'] >= 2:
         words.append('+%.0f MiB' % figures['memory'])
     return ', '.join(words)
@@ -245,15 +249,16 @@ def cell(work, figures, limit):
 def readme(bench, results, names, works, about):
     """Put the table between its two comments in README.rst."""
     lines = ['', about, '', '.. list-table::', '   :header-rows: 1', '', '   * - Work']
-    lines += ['     - ' + CONTENDERS[name].title for name in names]
+    lines += ['     - ' + (', '.join(CONTENDERS[name].requirements[:0:-1]).replace('==', ' ')
+                           or CONTENDERS[name].title) for name in names]
     for work in works:
-        lines.append('   * - ' + bench.title(work).replace('()', '()'))
+        lines.append('   * - ' + bench.title(work))
         lines += ['     - ' + cell(work, results.get((work, name)), results.get((work, 'limit')))
                   for name in names]
-    path = ROOT / 'README.rst'
-    before, begin, rest = path.read_text(encoding='utf-8').partition('\n.. benchmark\n')
-    _, end, after = rest.partition('\n.. end of the benchmark\n')
-    path.write_text(before + begin + '\n'.join(lines) + '\n' + end + after, encoding='utf-8')
+    path, first, last = ROOT / 'README.rst', '.. benchmark\n', '\n.. end of the benchmark\n'
+    before, rest = path.read_text(encoding='utf-8').split(first)
+    _, after = rest.split(last)
+    path.write_text(before + first + '\n'.join(lines) + '\n' + last + after, encoding='utf-8')
 
 
 def growth(bench):
@@ -261,7 +266,7 @@ def growth(bench):
     def row(title, work, **more):
         figures = bench.measure('ours', work, **more)
         print('%-28s %10.4g %10.4g %9s %6d %7.1f' % (
-            title, figures['cpu'] * 1e3, figures['wall'] * 1e3, requests(figures),
+            title, figures['cpu'] * 1e3, figures['wall'] * 1e3, '%.4g' % figures['requests'],
             figures['connections'], figures['memory']), flush=True)
     print('%-28s %10s %10s %9s %6s %7s' % (
         'minis3storage', 'CPU ms', 'wall ms', 'requests', 'conn.', '+ MiB'))
@@ -324,12 +329,13 @@ def main():
             versions = {name: installed(pythons[name]) for name in names}
             (HERE / 'last.json').write_text(json.dumps({
                 'date': date, 'python': platform.python_version(), 'processor': processor(),
-                'cpus': os.cpu_count(), 'kernel': platform.release(), 'far': far,
+                'cpus': os.cpu_count(), 'kernel': platform.release().partition('-')[0], 'far': far,
                 'rounds': len(rounds), 'versions': versions,
                 'results': [dict(work=work, title=bench.title(work), contender=name, **figures)
                             for (work, name), figures in results.items()]}, indent=1) + '\n')
-            readme(bench, results, names, works, '%s, Python %s, %s; medians of %d rounds.' % (
-                date, platform.python_version(), processor(), len(rounds)))
+            readme(bench, results, names, works, '%s, Python %s, %d CPUs (%s), Linux %s:' % (
+                date, platform.python_version(), os.cpu_count(), processor(),
+                platform.release().partition('-')[0]))
     return int(bench.failures > 0)
 
 

@@ -32,6 +32,7 @@ user {user};
 daemon off;
 worker_processes 1;  # there is work for a client on the other core
 pid {folder}/nginx.pid;
+error_log {folder}/error.log;
 events {{ worker_connections 1024; }}
 http {{
     client_body_temp_path {folder}/bodies;
@@ -42,7 +43,6 @@ http {{
     keepalive_timeout 600s;
     default_type application/octet-stream;
     sendfile on;
-    tcp_nopush off;
     merge_slashes off;
     log_format asked '$request_method $status $connection $request_uri';
     access_log {folder}/asked.log asked;
@@ -105,8 +105,9 @@ http {{
         location /complete/ {{
             internal;
             default_type application/xml;
-            return 200 '<CompleteMultipartUploadResult><Location>http://127.0.0.1/bench/key</Location>
-                        <Bucket>bench</Bucket><Key>key</Key>
+            return 200 '<CompleteMultipartUploadResult>
+                        <Location>http://127.0.0.1/bench/key</Location><Bucket>bench</Bucket>
+                        <Key>key</Key>
                         <ETag>&quot;d41d8cd98f00b204e9800998ecf8427e-2&quot;</ETag>
                         </CompleteMultipartUploadResult>';
         }}
@@ -192,10 +193,9 @@ class Server:
         near, tls = free_ports(2)
         (self.folder / 'nginx.conf').write_text(CONFIGURATION.format(
             folder=self.folder, near=near, tls=tls, user=pwd.getpwuid(os.getuid()).pw_name))
-        self.nginx = subprocess.Popen(
-            [shutil.which('nginx', path=os.environ['PATH'] + ':/usr/sbin') or 'nginx',
-             '-e', str(self.folder / 'error.log'), '-c', str(self.folder / 'nginx.conf')],
-            stderr=subprocess.DEVNULL)
+        with (self.folder / 'error.log').open('a') as errors:
+            self.nginx = subprocess.Popen(['/usr/sbin/nginx', '-c', self.folder / 'nginx.conf'],
+                                          stderr=errors)
         line = Line(('127.0.0.1', tls))
         self.line = multiprocessing.Process(target=line.serve, daemon=True)
         self.line.start()
@@ -217,15 +217,22 @@ class Server:
 
     def certify(self):
         """Make a certificate for 127.0.0.1, and the authority that clients are told to trust."""
-        def openssl(name, subject, *more):
+        # Every extension is written out: Python 3.13 insists on some, and defaults differ.
+        (self.folder / 'openssl.cnf').write_text('[req]\ndistinguished_name = name\n[name]\n')
+
+        def openssl(name, subject, *extensions, by=()):
             subprocess.run(
-                ['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256',
-                 '-noenc', '-days', '30', '-subj', '/CN=' + subject, '-out', name + '.pem',
-                 '-keyout', name + '.key', *more],
+                ['openssl', 'req', '-config', 'openssl.cnf', '-x509', '-nodes', '-days', '30',
+                 '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-subj', '/CN=' + subject,
+                 '-out', name + '.pem', '-keyout', name + '.key', *by,
+                 *(word for extension in (
+                     'subjectKeyIdentifier=hash', 'authorityKeyIdentifier=keyid', *extensions)
+                   for word in ('-addext', extension))],
                 cwd=self.folder, check=True, stderr=subprocess.DEVNULL)
-        openssl('ca', 'benchmarks')
-        openssl('server', '127.0.0.1', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-addext',
-                'subjectAltName=IP:127.0.0.1', '-addext', 'basicConstraints=critical,CA:FALSE')
+        openssl('ca', 'benchmarks', 'basicConstraints=critical,CA:TRUE',
+                'keyUsage=critical,keyCertSign')
+        openssl('server', '127.0.0.1', 'basicConstraints=critical,CA:FALSE',
+                'subjectAltName=IP:127.0.0.1', by=('-CA', 'ca.pem', '-CAkey', 'ca.key'))
 
     def store(self, bucket, key, size):
         """Put an object of `size` bytes there, return its path."""
