@@ -4273,10 +4273,10 @@ CHAPTER = 'URLs and direct uploads'
 def test_every_snippet_of_readme_runs(default, monkeypatch):
     """All but the models, which are made above; what they bring is looked at here or below."""
     role = {'AccessKeyId': 'a', 'SecretAccessKey': 's', 'SessionToken': 't', 'Expiration': MOMENT}
-    sts = SimpleNamespace(assume_role=lambda **asked: {'Credentials': role})
-    scope = dict(globals(), storage=default, resume=Resume(pdf='a.pdf'), ROLE='arn:',
-                 receiver=django.dispatch.receiver, post_delete=django.dispatch.Signal(),
-                 boto3=SimpleNamespace(client=lambda name: sts), current_tenant=lambda: 'a')
+    boto3 = mock.Mock(**{'client.return_value.assume_role.return_value': {'Credentials': role}})
+    scope = dict(globals(), storage=mock.Mock(wraps=default, **{'size.return_value': 7}),
+                 resume=Resume(pdf='a.pdf'), ROLE='arn:', receiver=django.dispatch.receiver,
+                 post_delete=django.dispatch.Signal(), current_tenant=lambda: 'a', boto3=boto3)
     monkeypatch.setenv('CLOUDFRONT_KEY', 'PEM')
     monkeypatch.setitem(sys.modules, 'libs.cloudfront', SimpleNamespace(cloudfront_signer=len))
     blocks = [block for block in snippets(read('README.rst')) if 'models.Model' not in block]
