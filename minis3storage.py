@@ -2372,9 +2372,9 @@ class Options:
     custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN', _domain)
     #: Scheme for custom_domain.
     url_protocol = Option('https:', 'AWS_S3_URL_PROTOCOL')
-    #: Callable (url, expires, seconds since 1970) that signs URLs of custom_domain.
+    #: Callable (url, second since 1970 at which it ends) that signs URLs of custom_domain.
     cloudfront_signer = Option(None, 'AWS_CLOUDFRONT_SIGNER', _function)
-    #: Only for cloudfront_signer, which holds them itself.
+    #: For a cloudfront_signer to read; without one `url()` of custom_domain is an error.
     cloudfront_key = Option(None, 'AWS_CLOUDFRONT_KEY', secret=True)
     #: The same.
     cloudfront_key_id = Option(None, 'AWS_CLOUDFRONT_KEY_ID')
@@ -2410,7 +2410,7 @@ class Options:
 
 
 DECLARED = {name: option for name, option in vars(Options).items() if isinstance(option, Option)}
-Config = collections.namedtuple('Config', list(DECLARED))  # type: ignore  #: all values
+Config = collections.namedtuple('Config', list(DECLARED))  # type: ignore  #: option -> value
 
 
 class Configured(Options):
