@@ -4304,7 +4304,7 @@ def test_readme_urls(default):
     put = play(CHAPTER, "'PUT'", storage=default)
     for kind, status in ('text/html', 403), ('application/pdf', 200):
         assert browse(put['url'], 'PUT', b'new', {'Content-Type': kind})[0] == status
-    play(CHAPTER, 'resume.save()', resume=resume, name=put['name'])
+    play(CHAPTER, 'resume.save()', storage=default, resume=resume, name=put['name'])
     assert Resume.objects.get(pk=resume.pk).pdf.read() == b'new'
     for words in 'max_size', 'redirect':  # a form: each field has its condition
         fields = play(CHAPTER, words, storage=default)['form']['fields']

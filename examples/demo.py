@@ -1,14 +1,15 @@
 """A whole Django site in one file that keeps its uploads on Amazon S3, with minis3storage.
 
     python examples/demo.py             tell the story below, then serve http://127.0.0.1:8000/
+    python examples/demo.py --asgi      the same under ASGI (Django 4.2 or later, and uvicorn)
     python examples/demo.py --once      tell it, go once through the site, end with status 0 or 1
 
 By default S3 is a real server of your own: `rclone serve s3` on 127.0.0.1, over a temporary
 directory, with keys that are new in each run. It verifies signatures, as S3 does, and ends with
 the demo. If AWS_STORAGE_BUCKET_NAME is in the environment, with the usual AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL, that bucket is used
-instead, and left as it was found. From top to bottom: settings, models, the site, the story,
-the S3 server, the command.
+instead, and left as it was found; the browser's own uploads to it need README's CORS rule.
+From top to bottom: settings, models, the site, the story, the S3 server, the command.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -28,7 +30,9 @@ import sys
 import sysconfig
 import tempfile
 import time
+import urllib.error
 import urllib.request
+from urllib.parse import quote
 from wsgiref.simple_server import WSGIServer, make_server
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # in a checkout
@@ -38,7 +42,7 @@ try:
     from django.core.exceptions import ImproperlyConfigured
     from django.core.files.base import ContentFile
     from django.core.files.storage import default_storage
-    from minis3storage import S3Error
+    from minis3storage import NoSuchKey, S3Error, Unreachable
     from PIL import Image
 except ImportError as error:
     sys.exit('The demo needs Django (1.11 or later), Pillow and minis3storage, but: %s. Say: '
@@ -52,62 +56,150 @@ if django.VERSION < (1, 11):
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Resumes on S3</title>
 <link rel="icon" href="data:,"><meta name="viewport" content="width=device-width"><style>
-  body { max-width: 46rem; margin: 3rem auto; padding: 0 1rem; color: #223; background: #f5f6f8;
-         font: 16px/1.5 system-ui, sans-serif }
-  h1 { margin: 0 } p { margin: .2rem 0 1.5rem } p, label, small, th { color: #667 }
-  .upload, table { background: #fff; border: 1px solid #dde; border-radius: .5rem }
-  .upload { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; padding: 1rem }
-  label { flex: 1; font-size: .9rem } input { display: block; margin-top: .3rem }
-  .errorlist { color: #b3261e; margin: 0; padding: 0; list-style: none }
-  table { width: 100%; margin-top: 1.5rem; border-spacing: 0; overflow-wrap: anywhere }
-  th, td { padding: .6rem 1rem; text-align: left; border-bottom: 1px solid #eee }
-  button { padding: .45rem .9rem; border: 0; border-radius: .3rem; font: inherit }
-  button { color: #fff; background: #0b61a4 } td button { color: #b3261e; background: #fbeae9 }
-  a { color: #0b61a4 } img { max-height: 3rem; vertical-align: middle }
+  body { max-width: 46rem; margin: 2.5rem auto; padding: 0 1rem; color: #1f2937;
+         background: #f3f5f9; font: 16px/1.5 system-ui, sans-serif }
+  h1, h2, p { margin: 0 } p:empty { margin-top: -1rem }
+  h2 { margin: 2rem 0 .5rem; font-size: 1.1rem } small { color: #5b6475 }
+  #upload, article { display: grid; gap: 1rem; padding: 1rem 1.2rem; background: #fff;
+                     border: 1px solid #dfe3ea; border-radius: .6rem; overflow-wrap: anywhere }
+  #upload { grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); margin-top: 1.5rem }
+  article { grid-template-columns: 4rem 1fr auto; align-items: center; margin-bottom: .7rem }
+  article > :first-child { width: 4rem; height: 4rem; object-fit: cover; background: #e8ecf2 }
+  label { font-weight: 600 } input { width: 100%; margin-top: .3rem } .wide { grid-column: 1 / -1 }
+  button { padding: .5rem 1rem; border: 1px solid; border-radius: .4rem; font: inherit;
+           color: #0b61a4; background: #fff } button:disabled { opacity: .5 }
+  form div > button:first-child { color: #fff; background: #0b61a4 } article button,
+  .errorlist, [role=alert] { color: #b3261e; margin: 0; padding: 0; list-style: none }
+  article button { padding: .4rem .8rem } .wide button { margin: .1rem 0 } a { color: #0b61a4 }
+  :focus-visible { outline: 3px solid #f5a524; outline-offset: 2px } progress { width: 100% }
 </style></head><body>
-<h1>Resumes</h1><p>Kept on S3, in the bucket <b>{{ bucket }}</b>, by Django and minis3storage.</p>
-<form class="upload" method="post" enctype="multipart/form-data">{% csrf_token %}
-  {% for field in form %}<label>{{ field.label }} {{ field }}{{ field.errors }}</label>{% endfor %}
-  <button>Upload</button></form>
-<table><tr><th>Pdf</th><th>Photos</th><th>Uploaded</th><th></th></tr>
-{% for resume, pdf, photos in resumes %}<tr>
-  <td><a href="{% url 'download' resume.pk 'pdf' %}">{{ pdf.name }}</a>
-    <small>{{ pdf.size }}</small></td>
-  <td>{% if photos %}<a href="{% url 'download' resume.pk 'photos' %}">
-    <img src="{% url 'download' resume.pk 'photos' %}" alt="{{ photos.name }}"></a>
-    <small>{{ photos.size }}</small>{% endif %}</td>
-  <td><small>{{ resume.created|date:"Y-m-d H:i" }}</small></td>
-  <td><form method="post" action="{% url 'delete' resume.pk %}">{% csrf_token %}
-    <button>Delete</button></form></td></tr>
-{% empty %}<tr><td colspan="4">None yet.</td></tr>{% endfor %}</table></body></html>"""
+<h1>Resumes</h1><p>Kept on S3, in the bucket <b>{{ bucket }}</b>, by Django and minis3storage:
+  a PDF and, if you like, a photo, of up to {{ limit|filesizeformat }} each.</p>
+<form id="upload" method="post" enctype="multipart/form-data">{% csrf_token %}
+  {% for field in form %}<div>{{ field.label_tag }} {{ field }}{{ field.errors }}</div>{% endfor %}
+  <div class="wide"><button>Upload through Django</button>
+    <button type="button">Upload straight to S3</button></div>
+  <progress class="wide" max="1" value="0" aria-label="Upload" hidden></progress>
+  <p class="wide" role="status"></p><p class="wide" role="alert"></p></form>
+<section><h2 tabindex="-1">In the bucket</h2>
+{% for resume, files in resumes %}<article>
+  {% if resume.photos %}<img src="{{ resume.photos.url }}" alt="">{% else %}<i></i>{% endif %}
+  <div>{% for file in files %}<p>
+    <a href="{% url 'stream' resume.pk file.field %}">{{ file.name }}</a>
+    <small>{{ file.size }}</small> <a href="{% url 'download' resume.pk file.field %}"
+    aria-label="Download {{ file.name }}">Download</a></p>{% endfor %}
+    <small>{{ resume.created|date:"j F Y, H:i" }} UTC</small></div>
+  <form method="post" action="{% url 'delete' resume.pk %}">{% csrf_token %}
+    <button aria-label="Delete {{ files.0.name }}">Delete</button></form></article>
+{% empty %}<p>None yet.</p>{% endfor %}</section>
+<script>
+const form = document.querySelector('#upload'), bar = form.querySelector('progress');
+const say = (role, words) => { form.querySelector(`[role=${role}]`).textContent = words; };
+const parse = text => new DOMParser().parseFromString(text, 'text/html');
+
+function send(url, body, moving, method = 'POST', headers = {}) {  // fetch() tells no progress
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open(method, url);
+    for (const name in headers) request.setRequestHeader(name, headers[name]);
+    bar.value = 0; bar.hidden = !moving;
+    request.upload.onprogress = event => { bar.value = event.loaded / event.total; };
+    request.upload.onload = () => moving && say('status', 'Sent. Now it is stored and checked.');
+    request.onload = () => request.status < 400 ? resolve(request.responseText)
+                                                : reject(refusal(request));
+    request.onerror = async () => reject(await silence(url));
+    request.send(body);
+  });
+}
+function refusal(request) {  // plain text, our page with its errors, or S3's XML
+  if (/^text.plain/.test(request.getResponseHeader('Content-Type'))) return request.responseText;
+  const told = parse(request.responseText).querySelectorAll('.errorlist, code, message');
+  return [...told].map(one => one.textContent).join(' ') || `Refused, status ${request.status}.`;
+}
+async function silence(url) {  // scripts are not told why: ask in a way that needs no CORS rule
+  const {origin} = new URL(url, location);
+  const answers = await fetch(origin, {mode: 'no-cors'}).then(() => true, () => false);
+  return !answers ? `${origin} cannot be reached.` : origin === location.origin ?
+    'The connection broke off.' : `S3 answers, but takes no uploads from ${location.origin}: ` +
+    'the CORS rules of the bucket must allow PUT and Content-Type from there.';
+}
+function data(values) {
+  const all = new FormData();
+  for (const name in values) all.append(name, values[name]);
+  return all;
+}
+async function straight(body) {  // each file with a URL of its own, then the tokens for all
+  const csrf = {csrfmiddlewaretoken: body.get('csrfmiddlewaretoken')}, tokens = {...csrf};
+  for (const [field, file] of body) if (file.size) {
+    const {url, headers, token} = JSON.parse(await send('{% url 'sign' %}', data(
+      {...csrf, field, name: file.name, size: file.size})));
+    say('status', `${file.name} is on its way to S3.`);
+    await send(url, file, true, 'PUT', headers);
+    tokens[field] = token;
+  }
+  return send('{% url 'attach' %}', data(tokens));
+}
+async function run(work, before, after) {
+  const buttons = [...document.querySelectorAll('button')], focused = document.activeElement;
+  buttons.forEach(button => { button.disabled = true; });
+  say('alert', ''); say('status', before);
+  try {  // the answer to every success is the page, as it is now
+    document.querySelector('section').replaceWith(parse(await work()).querySelector('section'));
+    say('status', after);
+  } catch (error) { say('status', ''); say('alert', error.message || error); }
+  buttons.forEach(button => { button.disabled = false; });
+  focused.focus();  // a button that is disabled loses it
+  bar.hidden = true;
+}
+async function upload(way) {
+  if (!form.reportValidity()) return;
+  const body = new FormData(form);
+  const large = [...body.values()].find(file => file.size > {{ limit }});
+  if (large) return run(() => Promise.reject(
+    `${large.name} is too large: {{ limit|filesizeformat }} are allowed.`), '', '');
+  await run(async () => { const page = await way(body); form.reset(); return page; },
+            'The upload begins.', 'Uploaded.');
+}
+form.querySelector('[type=button]').onclick = () => upload(straight);
+document.onsubmit = event => {
+  event.preventDefault();
+  if (event.target === form) return upload(body => send('{% url 'index' %}', body, true));
+  run(() => send(event.target.action, new FormData(event.target)), 'It is being deleted.',
+      'Deleted.').then(() => document.querySelector('h2').focus());
+};
+</script></body></html>"""
 
 settings.configure(
     ALLOWED_HOSTS=['127.0.0.1', 'localhost'],
     DATABASES={'default': {'ENGINE': 'django.db.backends.sqlite3'}},  # main() says in which file
     INSTALLED_APPS=[__name__],
     MIDDLEWARE=['django.middleware.common.CommonMiddleware',  # looks at ALLOWED_HOSTS
-                'django.middleware.csrf.CsrfViewMiddleware'],
+                'django.middleware.csrf.CsrfViewMiddleware', __name__ + '.S3Trouble'],
     ROOT_URLCONF=__name__,
     SECRET_KEY=secrets.token_hex(32),
     TEMPLATES=[{'BACKEND': 'django.template.backends.django.DjangoTemplates', 'OPTIONS': {
         'loaders': [('django.template.loaders.locmem.Loader', {'page.html': PAGE})]}}],
-    USE_TZ=True,
+    TIME_ZONE='UTC', USE_TZ=True,
     **({'STORAGES': {'default': {'BACKEND': 'minis3storage.S3Storage'}}}
        if django.VERSION >= (4, 2) else {'DEFAULT_FILE_STORAGE': 'minis3storage.S3Storage'}))
 django.setup()
 
 # flake8: noqa: E402 (what follows wants settings)
 from django import forms
+from django.core import signing
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection, connections, models
 from django.db.models.signals import post_delete
 from django.dispatch import receiver
-from django.http import Http404, HttpResponseRedirect
+from django.http import (
+    Http404, HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse)
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.defaultfilters import filesizeformat
 from django.test import Client
+from django.utils.cache import get_conditional_response
+from django.utils.http import parse_http_date_safe
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 try:
     from django.urls import re_path
 except ImportError:  # Django 1.11
@@ -144,19 +236,75 @@ class Letter(models.Model):
 
 # ---- The site --------------------------------------------------------------------------------
 
+LIMIT = 20 * 1024 ** 2  #: bytes of a file, by whichever way it comes
+#: What may be uploaded, and be shown by the browser: a page or an SVG of a user's runs scripts.
+TYPES = {'.pdf': 'application/pdf', '.png': 'image/png', '.jpg': 'image/jpeg',
+         '.jpeg': 'image/jpeg', '.gif': 'image/gif', '.webp': 'image/webp'}
+#: The fields of Resume -> how their types begin, and what that is.
+FIELDS = {'pdf': ('application/pdf', 'a PDF'), 'photos': ('image/', 'an image')}
+TOKENS = signing.TimestampSigner(salt='direct upload')
+
+
+def type_of(name):
+    """Return the content type of `name` if it is one of TYPES, else ''."""
+    return TYPES.get(os.path.splitext(name)[1].lower(), '')
+
+
+def fault(field, name, size):
+    """Return what is wrong with a file of that name and size for `field`, or ''."""
+    if size > LIMIT:
+        return '%s is too large: %s are allowed.' % (name, filesizeformat(LIMIT))
+    kind, words = FIELDS[field]
+    return '' if type_of(name).startswith(kind) else '%s is not %s.' % (name, words)
+
 
 class ResumeForm(forms.ModelForm):
+    """Looks into what Django has received, and in just the same way into what is on S3 already."""
+
     class Meta:
-        model = Resume
-        fields = ['pdf', 'photos']
+        model, fields = Resume, list(FIELDS)
+        labels = {'pdf': 'PDF', 'photos': 'Photo'}
+        widgets = {'pdf': forms.FileInput({'accept': '.pdf'})}
+
+    def clean(self):
+        for field, file in list(self.cleaned_data.items()):
+            wrong = fault(field, os.path.basename(file.name), file.size) if file else ''
+            # Fact: readers of PDF take its mark anywhere in the first 1,024 bytes.
+            if field == 'pdf' and not wrong and b'%PDF-' not in file.read(1024):
+                wrong = '%s is not a PDF.' % os.path.basename(file.name)
+            if wrong:
+                self.add_error(field, wrong)
+
+
+def refuse(words, status=400):
+    return HttpResponse(words, 'text/plain; charset=utf-8', status)
+
+
+class S3Trouble:
+    """Middleware: where S3 fails a view, the answer says so in words."""
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        return self.get_response(request)
+
+    def process_exception(self, request, error):
+        if isinstance(error, NoSuchKey):
+            return refuse('The file is not in the bucket.', 404)
+        if isinstance(error, S3Error):
+            logging.getLogger('django.request').error('%s', error)  # the details, not for all
+            return refuse('S3 cannot be reached.' if isinstance(error, Unreachable) else
+                          'S3 refuses that: %s.' % type(error).__name__, 503)
 
 
 def described(file):
-    """Return the base name and the size (S3 is asked) of a FieldFile; None for no file."""
+    """Return field, base name and size (S3 is asked) of a FieldFile."""
     try:
-        return file and {'name': os.path.basename(file.name), 'size': filesizeformat(file.size)}
+        size = filesizeformat(file.size)
     except FileNotFoundError:
-        return {'name': os.path.basename(file.name), 'size': 'no longer in the bucket'}
+        size = 'no longer in the bucket'
+    return {'field': file.field.name, 'name': os.path.basename(file.name), 'size': size}
 
 
 @never_cache
@@ -165,19 +313,157 @@ def index(request):
     if request.method == 'POST' and form.is_valid():
         form.save()
         return redirect('index')
-    resumes = [(resume, described(resume.pdf), described(resume.photos))
+    resumes = [(resume, [described(file) for file in (resume.pdf, resume.photos) if file])
                for resume in Resume.objects.order_by('-pk')]
     return render(request, 'page.html', {
-        'form': form, 'resumes': resumes, 'bucket': settings.AWS_STORAGE_BUCKET_NAME})
+        'form': form, 'resumes': resumes, 'limit': LIMIT,
+        'bucket': settings.AWS_STORAGE_BUCKET_NAME}, status=400 if form.errors else 200)
+
+
+# An upload past Django: sign() chooses a key and signs a URL that may PUT it, the browser sends
+# the file to S3, attach() looks at what is there. S3 does not limit the size of a PUT and the
+# browser may say what it likes: only the look counts.
+
+
+@require_POST
+def sign(request):
+    """Return a URL for the PUT of one file, the headers it needs, and a token for attach().
+
+    Nobody can guess the key, and only the token, which goes to this browser alone, attaches it.
+    """
+    field, size = request.POST.get('field'), request.POST.get('size', '')
+    name = os.path.basename(request.POST.get('name', ''))
+    if field not in FIELDS or not re.match(r'[0-9]{1,15}\Z', size):
+        return refuse('What is to be uploaded?')
+    if fault(field, name, int(size)):
+        return refuse(fault(field, name, int(size)))
+    name = default_storage.get_available_name('%s/%s/%s' % (  # cut to what the column holds
+        Resume._meta.get_field(field).upload_to, secrets.token_urlsafe(16),
+        default_storage.get_valid_name(name)), max_length=100)
+    kind = type_of(name)
+    return JsonResponse({
+        'url': default_storage.url(name, {'ContentType': kind}, expire=60, http_method='PUT'),
+        'headers': {'Content-Type': kind}, 'token': TOKENS.sign(':'.join((field, size, name)))})
+
+
+@require_POST
+def attach(request):
+    """Make a Resume of uploaded objects that are what was said; delete those that are not."""
+    try:
+        said = [TOKENS.unsign(request.POST[field], max_age=3600).split(':', 2)
+                for field in FIELDS if field in request.POST]
+    except signing.BadSignature:
+        return refuse('That upload did not begin here, or took more than an hour.')
+    names, files, wrong = {field: name for field, size, name in said}, {}, []
+    if any(Resume.objects.filter(**{field: names[field]}).exists() for field in names):
+        return refuse('That upload is in the list already.', 409)
+    for field, size, name in said:
+        try:
+            stored = default_storage.size(name)  # S3's word, by a HEAD
+            files[field] = default_storage.open(name)
+            # The URL still works: what is open stays one version, whatever is sent meanwhile.
+            if not int(size) == stored == files[field].size:
+                wrong.append('%s is not as large as was said.' % os.path.basename(name))
+        except FileNotFoundError:
+            wrong.append('%s has not been uploaded.' % os.path.basename(name))
+    wrong = wrong or list(itertools.chain.from_iterable(ResumeForm({}, files).errors.values()))
+    if wrong:
+        for name in names.values():
+            default_storage.delete(name)
+        return refuse(' '.join(wrong))
+    Resume.objects.create(**names)  # Why not form.save(): it would store the files once more
+    return redirect('index')
+
+
+def name_of(pk, field):
+    """Return the name of a Resume's file, or raise Http404."""
+    file = getattr(get_object_or_404(Resume, pk=pk), field)
+    if not file:
+        raise Http404
+    return file.name
+
+
+def disposition(kind, name):
+    """Return a Content-Disposition with a file name in any script (RFC 6266, RFC 8187)."""
+    return "%s; filename*=UTF-8''%s" % (kind, quote(os.path.basename(name), safe=''))
 
 
 @never_cache
 def download(request, pk, field):
-    """Send the browser to S3 itself, with a URL that is signed for an hour."""
-    file = getattr(get_object_or_404(Resume, pk=pk), field)
-    if not file:
-        raise Http404
-    return HttpResponseRedirect(file.url)
+    """Send the browser to S3, with a URL signed for five minutes that says the file's name."""
+    name = name_of(pk, field)
+    return HttpResponseRedirect(default_storage.url(name, {
+        'ResponseContentDisposition': disposition('attachment', name)}, expire=300))
+
+
+def wanted(ranges, size):
+    """Return (start, stop) of what a Range header asks for; none of it exists if start >= stop.
+
+    None if it asks for all, or in a form that a server may ignore: several ranges, nonsense.
+    """
+    found = re.match(r'bytes=([0-9]{0,18})-([0-9]{0,18})\Z', ranges)
+    first, last = found.groups() if found else ('', '')
+    if not first + last or first and last and int(first) > int(last):
+        return None
+    if not first:  # so many at the end
+        return max(size - int(last), 0), size
+    return int(first), min(int(last or size) + 1, size)
+
+
+def pieces(file, length):
+    """Yield the next `length` bytes of `file`, a little at a time, and close it."""
+    with contextlib.closing(file):
+        while length > 0:
+            piece = file.read(min(length, 64 * 1024))
+            length -= len(piece)
+            yield piece
+
+
+async def pieces_async(file, length):
+    """The same for ASGI: a thread waits for S3, and the event loop goes on."""
+    from asgiref.sync import sync_to_async
+    following, iterator = sync_to_async(next, thread_sensitive=False), pieces(file, length)
+    piece = await following(iterator, b'')
+    while piece:
+        yield piece
+        piece = await following(iterator, b'')
+
+
+@require_safe
+def stream(request, pk, field):
+    """Send a file through Django, all or the range that is asked for, in constant memory.
+
+    With ranges a browser can seek in a video, or show page 90 of a PDF first. The file is opened
+    before the answer begins, so that what is wrong with it is said with a status.
+    """
+    name = name_of(pk, field)
+    file = default_storage.open(name)  # one request: 64 KiB, and size, ETag and time with them
+    etag, modified = file.file.raw.etag, file.file.raw.headers.get('Last-Modified', '')
+    ranges = request.META.get('HTTP_RANGE', '') if request.method == 'GET' else ''
+    if request.META.get('HTTP_IF_RANGE', etag) not in (etag, modified):
+        ranges = ''
+    asked = wanted(ranges, file.size)
+    start, stop = asked or (0, file.size)
+    response = get_conditional_response(request, etag, parse_http_date_safe(modified))
+    if response is None and asked and start >= stop:  # the former: 304 and 412
+        response = HttpResponse(status=416)
+        response['Content-Range'] = 'bytes */%d' % file.size
+    elif response is None:
+        file.seek(start)
+        chopped = pieces_async if hasattr(request, 'scope') else pieces  # ASGI has a scope
+        response = HttpResponse() if request.method == 'HEAD' else StreamingHttpResponse(
+            chopped(file, stop - start), status=206 if asked else 200)
+        response['Content-Length'] = str(stop - start)
+        if asked:
+            response['Content-Range'] = 'bytes %d-%d/%d' % (start, stop - 1, file.size)
+    kind = type_of(name)
+    for header, value in (
+            ('ETag', etag), ('Last-Modified', modified), ('Accept-Ranges', 'bytes'),
+            ('Cache-Control', 'private, no-cache'), ('X-Content-Type-Options', 'nosniff'),
+            ('Content-Type', kind or 'application/octet-stream'),
+            ('Content-Disposition', disposition('inline' if kind else 'attachment', name))):
+        response[header] = value
+    return response
 
 
 @require_POST
@@ -188,7 +474,10 @@ def delete(request, pk):
 
 urlpatterns = [
     re_path(r'^$', index, name='index'),
-    re_path(r'^([0-9]{1,9})/(pdf|photos)$', download, name='download'),
+    re_path(r'^sign$', sign, name='sign'),
+    re_path(r'^attach$', attach, name='attach'),
+    re_path(r'^([0-9]{1,9})/(pdf|photos)$', stream, name='stream'),
+    re_path(r'^([0-9]{1,9})/(pdf|photos)/download$', download, name='download'),
     re_path(r'^([0-9]{1,9})/delete$', delete, name='delete'),
 ]
 
@@ -201,14 +490,15 @@ class Failure(Exception):
     """One sentence for the user: what is wrong and what to do about it."""
 
 
-def story():
-    """Return README's story, a doctest."""
-    with io.open(README, encoding='utf-8') as file:
-        return file.read().partition('.. story\n')[2].partition('.. end of the story')[0]
+def check(right, failure):
+    if not right:
+        raise Failure(failure)
 
 
-def tell(story):
-    """Run a doctest, print it with the exchanges it makes with S3, stop where it is wrong."""
+def tell_story():
+    """Run README's doctest, print it with its exchanges with S3, stop where it is wrong."""
+    with open(README, encoding='utf-8') as file:
+        story = file.read().partition('.. story\n')[2].partition('.. end of the story')[0]
     names = dict(globals())
     for piece in doctest.DocTestParser().parse(story):
         if isinstance(piece, str):
@@ -231,43 +521,103 @@ def tell(story):
 
 
 def visit():
-    """Upload, list, download and delete through the site, as a browser would."""
+    """Go through the site as a browser would: each way in, each way out, and with lies."""
     client = Client(enforce_csrf_checks=True, HTTP_HOST='127.0.0.1')
-    photo = io.BytesIO()
+    pdf, photo = b'%PDF-1.4 ' + bytes(range(256)) * 1000, io.BytesIO()
     Image.new('RGB', (2, 2)).save(photo, 'PNG')
-    contents = {'pdf': b'%PDF-1.4', 'photos': photo.getvalue()}
 
-    def ask(method, path, status, **form):
-        print(method, path)
+    def ask(method, path, status, form=None, **headers):
+        print(method, path, *headers.values())
         if method == 'POST':
-            form['csrfmiddlewaretoken'] = client.cookies['csrftoken'].value
-        response = getattr(client, method.lower())(path, form)
+            form = dict(form or {}, csrfmiddlewaretoken=client.cookies['csrftoken'].value)
+        response = getattr(client, method.lower())(path, form, **headers)
         print(response.status_code)
-        if response.status_code != status:
-            raise Failure('The site answered %d instead of %d to %s %s.' % (
-                response.status_code, status, method, path))
+        check(response.status_code == status, 'The site answered %d instead of %d to %s %s.' % (
+            response.status_code, status, method, path))
         return response
 
-    print('\nThe site: upload, list, download, delete.')
-    ask('GET', '/', 200)
-    ask('POST', '/', 302, pdf=ContentFile(contents['pdf'], name='<my> resume.pdf'),
-        photos=ContentFile(contents['photos'], name='me.png'))
-    resume = Resume.objects.get()
-    page = ask('GET', '/', 200).content.decode()
-    for field, content in contents.items():
-        path = '/%d/%s' % (resume.pk, field)
-        signed = ask('GET', path, 302)['Location']
+    def s3(method, url, status=200, body=None, headers=()):
         try:
-            with urllib.request.urlopen(signed, timeout=60) as response:
-                downloaded = response.read()
+            response = urllib.request.urlopen(urllib.request.Request(
+                url, body, dict(headers), method=method), timeout=60)
+        except urllib.error.HTTPError as error:
+            response = error
         except OSError as error:
-            raise Failure('S3 does not take the signed URL of %s: %s' % (path, error))
-        print('        GET (the signed URL) -> %d' % response.status)
-        if path not in page or downloaded != content:
-            raise Failure('What was uploaded is not what the site shows as %s.' % path)
-    ask('POST', '/%d/delete' % resume.pk, 302)
-    if default_storage.exists(resume.pdf.name) or default_storage.exists(resume.photos.name):
-        raise Failure('The files of a deleted Resume are still there.')
+            raise Failure('S3 is not reached with a signed URL: %s' % error)
+        with contextlib.closing(response):
+            print('        %s (the signed URL) -> %d' % (method, response.getcode()))
+            check(response.getcode() == status, 'S3 answered %d instead of %d to a signed URL.' % (
+                response.getcode(), status))
+            return response.headers, response.read()
+
+    def put(body, size, status):
+        """Upload `body` past Django, and say it has `size`; return name and token."""
+        signed = ask('POST', '/sign', 200, {
+            'field': 'pdf', 'name': 'Zoë <1>.pdf', 'size': size}).json()
+        s3('PUT', signed['url'], 403, body, {'Content-Type': 'text/html'})
+        s3('PUT', signed['url'], 200, body, signed['headers'])
+        ask('POST', '/attach', status, {'pdf': signed['token']})
+        return TOKENS.unsign(signed['token']).split(':', 2)[2], signed['token']
+
+    print('\nThe site: upload through Django, list, download.')
+    ask('GET', '/', 200)
+    ask('POST', '/', 302, {'pdf': ContentFile(pdf, name='Zoë’s <my> résumé.pdf'),
+                           'photos': ContentFile(photo.getvalue(), name='me.png')})
+    resume = Resume.objects.get()
+    listed = ask('GET', '/', 200).content.decode()
+    for field, content in ('pdf', pdf), ('photos', photo.getvalue()):
+        path = '/%d/%s' % (resume.pk, field)
+        headers, downloaded = s3('GET', ask('GET', path + '/download', 302)['Location'])
+        check(path in listed and downloaded == content and headers['Content-Disposition'] ==
+              disposition('attachment', getattr(resume, field).name),
+              'What was uploaded is not what the site shows as %s.' % path)
+
+    print('\nStreamed through Django, in ranges.')
+    path = '/%d/pdf' % resume.pk
+    whole = ask('GET', path, 200)
+    check(whole['Accept-Ranges'] == 'bytes', 'Browsers are not told that they may seek.')
+    for status, body, headers in (
+            (200, pdf, {}), (206, pdf[5:9], {'HTTP_RANGE': 'bytes=5-8'}),
+            (206, pdf[200000:], {'HTTP_RANGE': 'bytes=200000-'}),
+            (206, pdf[-7:], {'HTTP_RANGE': 'bytes=-7'}),
+            (416, b'', {'HTTP_RANGE': 'bytes=999999-'}),
+            (200, pdf, {'HTTP_RANGE': 'bytes=5-8', 'HTTP_IF_RANGE': '"other"'}),
+            (304, b'', {'HTTP_IF_NONE_MATCH': whole['ETag']}),
+            (304, b'', {'HTTP_IF_MODIFIED_SINCE': whole['Last-Modified']})):
+        check(b''.join(ask('GET', path, status, **headers)) == body, 'Wrong bytes: %s' % headers)
+    check(ask('HEAD', path, 200)['Content-Length'] == str(len(pdf)), 'HEAD tells no size.')
+    if django.VERSION >= (4, 2):
+        from asgiref.sync import async_to_sync
+        from django.test import AsyncClient, override_settings
+
+        async def streamed():
+            response = await AsyncClient().get(path, headers={'range': 'bytes=5-200000'})
+            return response.is_async, b''.join([piece async for piece in response])
+        with override_settings(ALLOWED_HOSTS=['testserver']):
+            check(async_to_sync(streamed)() == (True, pdf[5:200001]), 'ASGI streams otherwise.')
+    resume.pdf.save('page.html', ContentFile(b'<script>'))
+    shown = ask('GET', path, 200)
+    check(shown['Content-Type'] == 'application/octet-stream' and shown['Content-Disposition']
+          .startswith('attachment') and shown['X-Content-Type-Options'] == 'nosniff',
+          'A page that was uploaded is shown as one.')
+
+    print('\nUploaded past Django.')
+    name, token = put(pdf, len(pdf), 302)
+    check(Resume.objects.latest('pk').pdf.read() == pdf, 'The upload is not what was sent.')
+    ask('POST', '/attach', 409, {'pdf': token})
+    ask('POST', '/attach', 400, {'pdf': token[:-1]})
+    check(default_storage.exists(name), 'A false token deleted the upload.')
+    for lie, size in (pdf, 9), (b'<script>', 8):  # another size; no PDF
+        name, _ = put(lie, size, 400)
+        check(not default_storage.exists(name), 'An upload that is not what was said stays.')
+    ask('POST', '/sign', 400, {'field': 'pdf', 'name': 'a.pdf', 'size': LIMIT + 1})
+    print('\nDelete.')
+    names = []
+    for resume in Resume.objects.all():
+        names += filter(None, (resume.pdf.name, resume.photos.name))
+        ask('POST', '/%d/delete' % resume.pk, 302)
+    check(len(names) == 3 and not any(map(default_storage.exists, names)),
+          'The files of a deleted Resume are still there.')
 
 
 def clean_up(path=''):
@@ -282,14 +632,14 @@ def clean_up(path=''):
 # ---- The S3 server ---------------------------------------------------------------------------
 
 OWN_S3 = 'set AWS_STORAGE_BUCKET_NAME, AWS_ENDPOINT_URL and your keys to use an S3 of yours'
-VARIABLES = ('AWS_STORAGE_BUCKET_NAME', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY',
-             'AWS_SESSION_TOKEN', 'AWS_REGION', 'AWS_ENDPOINT_URL')
-RENAMED = {'AWS_REGION': 'AWS_S3_REGION_NAME', 'AWS_ENDPOINT_URL': 'AWS_S3_ENDPOINT_URL'}
 
 
 @contextlib.contextmanager
-def rclone(directory):
-    """Serve S3 on a free port of 127.0.0.1 while the block runs; yield the settings for it."""
+def rclone(directory, origin):
+    """Serve S3 on a free port of 127.0.0.1 while the block runs; yield the settings for it.
+
+    Pages of `origin` may send to it: that is what the CORS rules of a bucket say elsewhere.
+    """
     places = [os.environ.get('PATH', ''), os.path.dirname(sys.executable),
               sysconfig.get_path('scripts')]
     program = shutil.which('rclone', path=os.pathsep.join(places))
@@ -311,7 +661,8 @@ def rclone(directory):
         try:
             process = subprocess.Popen(
                 [program, 'serve', 's3', served, '--addr', '127.0.0.1:%d' % port,
-                 '--auth-key', access_key + ',' + secret_key, '--vfs-cache-mode', 'off'],
+                 '--auth-key', access_key + ',' + secret_key, '--vfs-cache-mode', 'off',
+                 '--allow-origin', origin],
                 env=dict(environ, RCLONE_CONFIG=config), stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True)  # Ctrl-C is for us: we end rclone when done
         except OSError as error:
@@ -363,20 +714,35 @@ def listen(port):
             port, getattr(error, 'strerror', None) or error, 8001 if port == 8000 else 8000))
 
 
-def main(once, port):
+def uvicorn_on(listening):
+    """Return a function that serves the site under ASGI, on a socket that listens already."""
+    try:
+        import uvicorn
+    except ImportError:
+        raise Failure('--asgi needs uvicorn. Say: python -m pip install uvicorn')
+    if django.VERSION < (4, 2):
+        raise Failure('--asgi needs Django 4.2: earlier ones do not stream from async functions.')
+    from django.core.handlers.asgi import ASGIHandler
+    return lambda: uvicorn.Server(uvicorn.Config(ASGIHandler())).run(sockets=[listening])
+
+
+def main(once, port, asgi):
     exchanges = logging.StreamHandler(sys.stdout)
     exchanges.setFormatter(logging.Formatter('        %(message)s'))
     logging.getLogger('minis3storage').addHandler(exchanges)
     logging.getLogger('minis3storage').setLevel(logging.DEBUG)
     logging.getLogger('django.request').addHandler(logging.StreamHandler())  # errors of views
+    logging.getLogger('django.request').setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
-        server = None if once else stack.enter_context(listen(port))
+        if not once:
+            server = stack.enter_context(listen(port))
+            port = server.server_port
+            serve = uvicorn_on(server.socket) if asgi else server.serve_forever
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix='minis3storage-demo-'))
         if os.environ.get('AWS_STORAGE_BUCKET_NAME'):
-            s3 = {RENAMED.get(name, name): os.environ[name]
-                  for name in VARIABLES if os.environ.get(name)}
+            s3 = {'AWS_STORAGE_BUCKET_NAME': os.environ['AWS_STORAGE_BUCKET_NAME']}
         else:
-            s3 = stack.enter_context(rclone(directory))
+            s3 = stack.enter_context(rclone(directory, 'http://127.0.0.1:%d' % port))
         # A location of this run alone: nothing of anyone else is seen, overwritten or deleted.
         s3['AWS_LOCATION'] = 'minis3storage-demo/' + secrets.token_hex(4)
         for name, value in s3.items():
@@ -387,19 +753,19 @@ def main(once, port):
             editor.create_model(Resume)
             editor.create_model(Letter)
         print('S3 is %s; bucket %s, location %s:' % (
-            s3.get('AWS_S3_ENDPOINT_URL', 'Amazon'), s3['AWS_STORAGE_BUCKET_NAME'],
+            default_storage.endpoint_url or 'Amazon', s3['AWS_STORAGE_BUCKET_NAME'],
             s3['AWS_LOCATION']))
         default_storage.listdir('')  # if this fails there is nothing to clean up
         stack.callback(clean_up)
-        tell(story())
+        tell_story()
         Resume.objects.all().delete()  # their files are gone already
         if once:
             visit()
         else:
-            print('\nNow open http://127.0.0.1:%d/ (Ctrl-C ends it).' % server.server_port)
+            print('\nNow open http://127.0.0.1:%d/ (Ctrl-C ends it).' % port)
             sys.stdout.flush()
             with contextlib.suppress(KeyboardInterrupt):
-                server.serve_forever()
+                serve()
         print('\nClean up.')
     print('All went well.')
 
@@ -412,12 +778,13 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--once', action='store_true', help='end after the story: status 0 or 1')
     parser.add_argument('--port', type=int, default=8000, help='of the site (8000)')
+    parser.add_argument('--asgi', action='store_true', help='serve with uvicorn')
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        main(arguments.once, arguments.port)
+        main(arguments.once, arguments.port, arguments.asgi)
     except Failure as failure:
         sys.exit(str(failure))
     except S3Error as error:
