@@ -18,6 +18,7 @@ Needs Linux, Debian's packages nginx and libnginx-mod-http-lua, openssl, a packa
 import argparse
 import collections
 import datetime
+import functools
 import hashlib
 import http.client
 import json
@@ -27,6 +28,7 @@ import platform
 import py_compile
 import random
 import shutil
+import signal
 import ssl
 import statistics
 import subprocess
@@ -34,6 +36,7 @@ import sys
 import tempfile
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 
 import contenders
 import server
@@ -83,7 +86,7 @@ class Bench:
 
     def listed(self, bucket, keys):
         """Make a listing of so many keys."""
-        self.server.publish(bucket, [('folder-less-object-%06d.bin' % number, 1024,
+        self.server.publish(bucket, [('object-%06d.bin' % number, 1024,
                                       '%032x' % number) for number in range(keys)])
 
     def title(self, work):
@@ -95,11 +98,12 @@ class Bench:
         asked = dict(self.asked, contender=contender, work=work, **more)
         asked['endpoint'] = place.far if WORKS[work].far else place.near
         trusted = str(place.ca)
+        environ = {name: text for name, text in os.environ.items() if name[:4] != 'AWS_'}
+        environ.update(PYTHONPATH=str(ROOT), no_proxy='127.0.0.1',
+                       SSL_CERT_FILE=trusted, AWS_CA_BUNDLE=trusted)
         process = subprocess.Popen(
             [self.pythons[contender], HERE / 'contenders.py', json.dumps(asked)],
-            stdin=-1, stdout=-1, text=True, env=dict(
-                os.environ, PYTHONPATH=str(ROOT), SSL_CERT_FILE=trusted, AWS_CA_BUNDLE=trusted,
-                no_proxy='127.0.0.1'))
+            stdin=-1, stdout=-1, text=True, env=environ)
         with process:
             ready, figures = process.stdout.readline(), ''
             place.asked()
@@ -265,24 +269,21 @@ def growth(bench):
     """Print how minis3storage's cost grows with threads, keys and bytes."""
     def row(title, work, **more):
         figures = bench.measure('ours', work, **more)
-        print('%-28s %10.4g %10.4g %9s %6d %7.1f' % (
-            title, figures['cpu'] * 1e3, figures['wall'] * 1e3, '%.4g' % figures['requests'],
+        print('%-28s %10.4g %10.4g %9.4g %6d %7.1f' % (
+            title, figures['cpu'] * 1e3, figures['wall'] * 1e3, figures['requests'],
             figures['connections'], figures['memory']), flush=True)
     print('%-28s %10s %10s %9s %6s %7s' % (
         'minis3storage', 'CPU ms', 'wall ms', 'requests', 'conn.', '+ MiB'))
-    for work in 'exists', 'read', 'url':
+    for work, title in ('exists', 'exists()'), ('read', 'open().read()'), ('url', 'url()'):
         for threads in 1, 2, 4, 8, 16, 32:
-            row('%s, %d threads' % (bench.title(work).partition(' ')[0], threads), work,
-                threads=threads)
+            row('%s, threads: %d' % (title, threads), work, threads=threads)
     for keys in 10, 100, 1000, 10000, 100000:
         bench.listed('listed', keys)
-        bench.asked['keys'] = keys
-        row('listdir(), {:,} keys'.format(keys), 'listdir')
-    for work in 'save large', 'read large':
-        for kib in 1, 64, 1024, 16 * 1024, 256 * 1024, 1024 * 1024:
-            path = bench.server.store('bench', LARGE, kib * 1024)
-            bench.asked.update(large=str(path), size=kib * 1024)
-            row('%s, %s KiB' % (work.partition(' ')[0], format(kib, ',')), work)
+        row('listdir(), keys: {:,}'.format(keys), 'listdir', keys=keys)
+    for work, title in ('save large', 'save()'), ('read large', 'read in 64 KiB'):
+        for size in 1 << 10, 1 << 16, 1 << 20, 16 * MIB, 256 * MIB, 1024 * MIB:
+            path = bench.server.store('bench', LARGE, size)
+            row('%s, KiB: %s' % (title, format(size >> 10, ',')), work, large=str(path), size=size)
 
 
 def parse():
@@ -304,12 +305,18 @@ def parse():
 def main():
     """Measure, print, and after a whole run write; the status is 1 if a contender failed."""
     asked = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nginx ends with us
     whole = not (asked.only or asked.contender or asked.quick or asked.growth)
     names = ['ours'] if asked.growth else [
         name for name in CONTENDERS if name in (asked.contender or CONTENDERS)]
-    works = [work for work in WORKS if work in (asked.only or WORKS)]
+    collects = any(work.startswith('collect') for work in asked.only)  # each needs the one before
+    works = [work for work in WORKS if work in (asked.only or WORKS)
+             or collects and work.startswith('collect')]
     py_compile.compile(str(ROOT / 'minis3storage.py'))  # as an installed package is
-    pythons = {name: environment(asked.cache, CONTENDERS[name].requirements) for name in names}
+    kinds = {tuple(CONTENDERS[name].requirements) for name in names}
+    with ThreadPoolExecutor(2) as pool:
+        made = dict(zip(kinds, pool.map(functools.partial(environment, asked.cache), kinds)))
+    pythons = {name: made[tuple(CONTENDERS[name].requirements)] for name in names}
     # In memory if there is room, so that no disk is measured.
     memory = '/dev/shm' if os.path.isdir('/dev/shm') and shutil.disk_usage(
         '/dev/shm').free > 3 << 30 else None
@@ -324,7 +331,7 @@ def main():
         print('Python %s, %s, %d CPUs, %s; from afar: %s' % (
             platform.python_version(), processor(), os.cpu_count(), platform.platform(), far))
         print(table(bench, results, names, works))
-        if whole:
+        if whole and not bench.failures:
             date = datetime.date.today().isoformat()
             versions = {name: installed(pythons[name]) for name in names}
             (HERE / 'last.json').write_text(json.dumps({
