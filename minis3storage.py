@@ -61,7 +61,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from email.header import Header
 from email.message import Message
 from email.utils import format_datetime, parsedate_to_datetime
-from typing import Any, Callable, Iterable, Iterator, Optional
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Tuple
 from xml.etree import ElementTree
 
 __version__ = '0.1.0'
@@ -207,7 +207,7 @@ def amz_date(moment: datetime.datetime) -> str:
 def parse_http_date(text: Optional[str]) -> Optional[datetime.datetime]:
     """Return HTTP's ``Wed, 12 Oct 2009 17:50:00 GMT`` as an aware datetime, None if it is none."""
     with contextlib.suppress(TypeError, ValueError, IndexError, OverflowError):
-        moment = parsedate_to_datetime(text)  # Fact: TypeError before 3.10
+        moment = parsedate_to_datetime(text or '')  # Fact: TypeError before 3.10
         return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
     return None
 
@@ -314,17 +314,16 @@ class Credentials:
 
     access_key = secret_key = session_token = ''
 
-    def __init__(self, access_key: str, secret_key: str, session_token=None, expires=None):
+    def __init__(self, access_key: str, secret_key: str, session_token='', expires: Any = None):
         # Trap: until it is checked, what was given as the access key may be the secret one.
         access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
         self.session_token = session_token = Secret(session_token or '')
-        self.expires = expires
         for name, value in (('access_key', access_key), ('secret_key', secret_key)):
             if not re.match(r'[\x21-\x7e]+\Z', value):
                 raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
         if re.search('[/,]', access_key):
             raise ValueError('access_key holds a "/" or ",": is it the secret key?')
-        self.access_key, self.secret_key = str(access_key), secret_key
+        self.access_key, self.secret_key, self.expires = str(access_key), secret_key, expires
 
     def __repr__(self):
         return '%s(%r, ...)' % (type(self).__name__, self.access_key)
@@ -956,7 +955,7 @@ _NEAR = re.compile(
     r'(localhost|127\.[\d.]+|169\.254\.(169\.254|170\.23?)|\[(::1|fd00:ec2::23)\])(:\d+)?\Z')
 
 
-def environment_credentials(environ: dict) -> Optional[Credentials]:
+def environment_credentials(environ: Mapping) -> Optional[Credentials]:
     """Return the Credentials of AWS's environment variables, None if there are none.
 
     AWS_S3_ forms first. A set is complete or unused; a token is never taken from another set.
@@ -965,12 +964,12 @@ def environment_credentials(environ: dict) -> Optional[Credentials]:
         keys = [Secret.of(environ.get(prefix + n)) for n in ('ACCESS_KEY_ID', 'SECRET_ACCESS_KEY')]
         if all(keys):
             other = prefix == 'AWS_S3_' and environ.get('AWS_ACCESS_KEY_ID')  # it is its
-            return Credentials(*keys, None if other else environ.get(
+            return Credentials(keys[0], keys[1], None if other else environ.get(
                 'AWS_SESSION_TOKEN') or environ.get('AWS_SECURITY_TOKEN'))
     return None
 
 
-def profile(environ: dict, name: Optional[str] = None) -> list:
+def profile(environ: Mapping, name: Optional[str] = None) -> list:
     """Return what AWS's two files say of profile `name`, else AWS_PROFILE, else the default.
 
     One mapping for each file, and never the union: keys and token of one set are in one file.
@@ -992,7 +991,7 @@ def profile(environ: dict, name: Optional[str] = None) -> list:
     return found
 
 
-def profile_credentials(environ: dict, name: Optional[str] = None) -> Optional[Credentials]:
+def profile_credentials(environ: Mapping, name: Optional[str] = None) -> Optional[Credentials]:
     """Return the keys of a profile in AWS's files, None if it has none.
 
     ValueError for one that says where else to get them. AWS's tools would go there, and what is
@@ -1036,7 +1035,7 @@ def _temporary(fields):
                        parse_iso_date(fields['Expiration']))
 
 
-def pod_credentials(environ: dict, transport: Transport, region: str) -> Optional[Credentials]:
+def pod_credentials(environ: Mapping, transport: Transport, region: str) -> Optional[Credentials]:
     """Return what STS gives for the token in AWS_WEB_IDENTITY_TOKEN_FILE, as in pods of EKS.
 
     It is AWS's STS of `region`, or AWS_ENDPOINT_URL_STS.
@@ -1056,7 +1055,7 @@ def pod_credentials(environ: dict, transport: Transport, region: str) -> Optiona
     return _temporary({element.tag: element.text for element in found})
 
 
-def container_credentials(environ: dict, transport: Transport) -> Optional[Credentials]:
+def container_credentials(environ: Mapping, transport: Transport) -> Optional[Credentials]:
     """Return what the agent of ECS or EKS gives to this container, None outside of one.
 
     ECS sets a path, EKS a URL and a file with a token, which is read each time.
@@ -1072,7 +1071,7 @@ def container_credentials(environ: dict, transport: Transport) -> Optional[Crede
     return _temporary(json.loads(_fetch(transport, 'GET', url, headers))) if url else None
 
 
-def instance_credentials(environ: dict, transport: Transport) -> Optional[Credentials]:
+def instance_credentials(environ: Mapping, transport: Transport) -> Optional[Credentials]:
     """Return those of this EC2 instance's role; None without a role, or outside of EC2.
 
     Version 2 alone: it wants a PUT and a header, which nobody can talk a web server's own
@@ -1458,7 +1457,7 @@ class Bucket:
         """Return where requests go; vanity shapes URLs alone."""
         return address(self.name, self.endpoint, 'auto' if self.style == 'vanity' else self.style)
 
-    def _location(self, key, public=False):
+    def _location(self, key: str, public: bool = False) -> Tuple[str, str, str]:
         """Return (scheme, host, encoded path) of `key`; '' is the bucket, but not in public."""
         where = address(self.name, self._public_endpoint or self.endpoint,
                         self.style) if public else self.address()
@@ -1591,7 +1590,7 @@ class Bucket:
         """
         query = [('list-type', '2'), ('encoding-type', 'url'), ('max-keys', str(page_size)),
                  ('prefix', prefix), ('delimiter', delimiter)]
-        token, seen, last, idle = '', set(), '', 0
+        token, seen, last, idle = '', set(), '', 0  # type: Any, set, str, int
         read = functools.partial(self._page, prefix, seen)
         while token is not None:
             asked = [pair for pair in query + [('continuation-token', token)] if pair[1]]
@@ -1807,7 +1806,7 @@ class Reader(io.RawIOBase):
         self._part_size, self._max_concurrency = part_size, max_concurrency
         # Where reading goes on; the range in memory: where it starts, its span, its bytes.
         self._position, self._start, self._span, self._held = 0, 0, first_range, b''
-        self.size, self.etag, self.headers = None, '', None
+        self.size, self.etag, self.headers = None, '', None  # type: Any, str, Any
         self._held = self._fetch(0, first_range)
 
     def readable(self) -> bool:
@@ -1824,7 +1823,7 @@ class Reader(io.RawIOBase):
         self._position = base[whence] + offset
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the range in memory, or the next; 0 at the end."""
         self._check_open()
         if self._position >= self.size or not len(buffer):
@@ -1854,7 +1853,7 @@ class Reader(io.RawIOBase):
     def readall(self, begin: Optional[int] = None) -> bytes:
         """Return the rest of the object, or all from `begin` on."""
         self._check_open()
-        body, ranges = io.BytesIO(), collections.deque()
+        body, ranges = io.BytesIO(), collections.deque()  # type: io.BytesIO, collections.deque
         begin = self._position if begin is None else begin
         if self._start <= begin < self._start + len(self._held):
             begin += body.write(memoryview(self._held)[begin - self._start:])
@@ -1999,7 +1998,7 @@ class Gunzip(io.RawIOBase):
             raise ValueError('cannot seek to %r from %r' % (offset, whence))
         return self._checked(self._decoded.seek, min(base + offset, self._limit + 1))
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Fill `buffer` with decoded bytes; 0 at the end."""
         return self._checked(self._decoded.readinto, buffer)
 
@@ -2054,21 +2053,21 @@ class Writer(io.RawIOBase):
                  compress: bool = False):
         super().__init__()
         self._bucket, self._key, self._pid, self._sent = bucket, key, os.getpid(), 0
-        self._upload_id, self._parts = '', []  # Futures of ETags
+        self._upload_id, self._parts = '', []  # type: str, list  # of Futures of ETags
         # What is gathered: its bytes, how many. The buffers of parts that were sent are used
         # again: new ones cost page faults, a tenth of the time of an upload.
         self._buffer, self._filled, self._spare = bytearray(), 0, []  # type: bytearray, int, list
         self._part_size, self._max_concurrency = part_size, max_concurrency
+        self._exclusive, self._compress = exclusive, compress
         # Last: what it refuses leaves a writer that can still be finalized.
-        self._exclusive, self._size, self._compress = exclusive, size, compress
         self._headers = Headers(headers)
-        self._length = part_length(1, 0, part_size, size)
+        self._size, self._length = size, part_length(1, 0, part_size, size)
 
     def writable(self) -> bool:
         """Return True."""
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Raise UnsupportedOperation."""
         raise io.UnsupportedOperation('open for writing, not readable')
 
@@ -2076,7 +2075,7 @@ class Writer(io.RawIOBase):
         """Return how many bytes were written."""
         return self._sent + self._filled
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         """Take all of `data`, return its length in bytes. An error discards the whole object."""
         if self.closed:
             raise ValueError('write to a closed file')
@@ -2133,7 +2132,7 @@ class Writer(io.RawIOBase):
                     self._key, self._upload_id, etags, self._exclusive)
                 self._upload_id = ''
             else:
-                body = memoryview(self._buffer)
+                body = memoryview(self._buffer)  # type: Any
                 if self._compress:
                     self._headers.update({'content-encoding': 'gzip',
                                           'x-amz-meta-uncompressed-size': str(len(body))})
@@ -2437,9 +2436,9 @@ class Options:
     custom_domain = Option(None, 'AWS_S3_CUSTOM_DOMAIN', _domain)
     #: Scheme for custom_domain.
     url_protocol = Option('https:', 'AWS_S3_URL_PROTOCOL')
-    #: Callable (url, expires, seconds since 1970) that signs URLs of custom_domain.
+    #: Callable (url, second since 1970 at which it ends) that signs URLs of custom_domain.
     cloudfront_signer = Option(None, 'AWS_CLOUDFRONT_SIGNER', _function)
-    #: Only for cloudfront_signer, which holds them itself.
+    #: For a cloudfront_signer to read; without one `url()` of custom_domain is an error.
     cloudfront_key = Option(None, 'AWS_CLOUDFRONT_KEY', secret=True)
     #: The same.
     cloudfront_key_id = Option(None, 'AWS_CLOUDFRONT_KEY_ID')
@@ -2475,7 +2474,7 @@ class Options:
 
 
 DECLARED = {name: option for name, option in vars(Options).items() if isinstance(option, Option)}
-Config = collections.namedtuple('Config', list(DECLARED))  #: the values of all options
+Config = collections.namedtuple('Config', list(DECLARED))  # type: ignore  #: option -> value
 
 
 class Configured(Options):
@@ -2499,7 +2498,7 @@ class Configured(Options):
         return self._resolved[1]
 
     @property
-    def config(self) -> Config:
+    def config(self) -> Any:
         """The options' values, a Config. Those of callables are asked anew each time."""
         config, asked, _ = self._resolve()
         return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
@@ -2538,7 +2537,7 @@ class S3File(File):
 
     def __init__(self, storage, name: str, mode: str = 'rb'):
         super().__init__(None, name)
-        self._storage = storage
+        self._storage, self.file = storage, None  # type: Any, Any
         self._open_as(mode)
 
     def _open_as(self, mode):
@@ -2646,6 +2645,7 @@ class S3Storage(Configured, Storage):
 
     __getattr__ = _no_boto
     default_content_type, _first_range = 'application/octet-stream', FIRST_RANGE
+    _arguments = _bucket_of = _latest = None  # type: Any  # what __new__ sets
     _POSITIONAL = ('bucket_name', 'access_key', 'secret_key', 'default_acl', 'addressing_style')
 
     def __new__(cls, *args, **kwargs):
@@ -2658,7 +2658,7 @@ class S3Storage(Configured, Storage):
         self._bucket_of = functools.lru_cache(maxsize=64)(self._new_bucket)
         return self
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         options = _veiled(dict(zip(self._POSITIONAL, args), **options))
         count, args = len(args), ()
         if count > len(self._POSITIONAL):
@@ -2672,8 +2672,8 @@ class S3Storage(Configured, Storage):
             if self._options.setdefault(_NAMES[name], value) is not value:
                 raise ImproperlyConfigured('option %r is given twice' % _NAMES[name])
         # Read as attributes these win over what a subclass wrote, as they do in `config`.
-        vars(self).update((name, DECLARED[name].clean(self, value))
-                          for name, value in self._options.items() if not callable(value))
+        self.__dict__.update((name, DECLARED[name].clean(self, value))
+                             for name, value in self._options.items() if not callable(value))
 
     def __setattr__(self, name, value):
         # An option may be set on the instance too, as subclasses of the old file do, before and
@@ -2698,7 +2698,7 @@ class S3Storage(Configured, Storage):
         # A migration is written with repr(), and a Secret's tells nothing.
         args = tuple(str(value) if isinstance(value, Secret) else value for value in args)
         public = {name: str(value) if isinstance(value, Secret) else value for name, value in
-                  kwargs.items() if name not in _SECRETS and value not in secrets}
+                  kwargs.items() if name not in _SECRETS and value not in secrets}  # type: Any
         for option in 'headers', 'object_parameters':
             if isinstance(public.get(option), dict):
                 public[option] = {name: value for name, value in public[option].items()
@@ -2903,7 +2903,7 @@ class S3Storage(Configured, Storage):
             return name
         root, extension = posixpath.splitext(name)
         if excess >= len(posixpath.basename(root)):
-            raise SuspiciousFileOperation('%.200r cannot be cut to %d' % (name, max_length))
+            raise SuspiciousFileOperation('%.200r cannot be cut to %s' % (name, max_length))
         return root[:-excess] + extension
 
     def exists(self, name: str) -> bool:
@@ -2939,14 +2939,14 @@ class S3Storage(Configured, Storage):
             return moment
         return timezone.make_naive(moment, timezone.get_default_timezone())
 
-    def listdir(self, path: str) -> tuple:
+    def listdir(self, path: str) -> Tuple[list, list]:
         """Return (directories, files) in `path`, names only; both empty if there is none.
 
         Keys that are no Django names (``a//b``, ``../x``) are left out and logged.
         """
         root = str(path).replace('\\', '/') in ('', '.', '/')
         prefix = self.config.location if root else self._key(path) + '/'
-        found = [], []
+        found = [], []  # type: Tuple[list, list]
         for page in self._bucket().list_objects(prefix, '/'):
             for key in page.common_prefixes + [entry.key for entry in page.contents]:
                 base, slash, rest = key[len(prefix):].partition('/')
@@ -2956,8 +2956,8 @@ class S3Storage(Configured, Storage):
                     logger.warning('listdir: %.200r is no name of Django\'s, left out', key)
         return found
 
-    def url(self, name: str, parameters: Optional[dict] = None, expire: Optional[int] = None,
-            http_method: Optional[str] = None) -> str:
+    def url(self, name: Optional[str], parameters: Optional[dict] = None,
+            expire: Optional[int] = None, http_method: Optional[str] = None) -> str:
         """Return a URL for one `http_method` (GET), for `expire` seconds (querystring_expire).
 
         `parameters` are S3's, such as ResponseContentDisposition; for PUT those of an upload,
@@ -3265,7 +3265,7 @@ class S3ManifestStaticStorage(ManifestFilesMixin, S3StaticStorage):
     that it names is there; a run that fails leaves the old one and its files.
     """
 
-    def read_manifest(self) -> Optional[str]:
+    def read_manifest(self: Any) -> Optional[str]:  # type: ignore[override]
         """Return the manifest, None if there is none, or in a run that makes a new one."""
         if not getattr(self._run(), 'post_process', False):
             # Trap: Django before 3.0 takes any OSError, a 503 too, for a missing manifest.
@@ -3290,9 +3290,9 @@ class S3ManifestStaticStorage(ManifestFilesMixin, S3StaticStorage):
             self._run().settle()
         super().save_manifest()
 
-    def url(self, name: str, force: bool = False) -> str:
+    def url(self, name: Optional[str], force: bool = False) -> str:  # type: ignore[override]
         """Return the URL of the hashed name. Fact: Django's is not percent-encoded any more."""
-        return quote(super().url(name, force), "/:?#[]@!$&'()*,;=")
+        return quote(super().url(name, force), "/:?#[]@!$&'()*,;=")  # type: ignore[arg-type]
 
 
 # ---- 11. Command line --------------------------------------------------------------------------
@@ -3416,7 +3416,7 @@ def main(arguments: list) -> int:
     parser.add_argument('command', nargs='?', choices=['check'])
     parser.add_argument('alias', nargs='?', default='default')
     parser.add_argument('--settings', default=os.environ.get('DJANGO_SETTINGS_MODULE'))
-    asked, failed = parser.parse_args(arguments), []
+    asked, failed = parser.parse_args(arguments), []  # type: Any, list
     digest = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
     print('minis3storage', __version__, 'sha256', digest)
     if asked.command:
