@@ -2148,29 +2148,26 @@ class Writer(io.RawIOBase):
 import django  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.contrib.staticfiles.storage import ManifestFilesMixin  # noqa: E402
-from django.core.exceptions import (  # noqa: E402
-    ImproperlyConfigured, SuspiciousFileOperation,
-)
+from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
 from django.core.files import storage as files  # noqa: E402
 from django.core.files.base import ContentFile, File  # noqa: E402
-from django.core.files.storage import Storage, default_storage  # noqa: E402
 from django.core.signals import setting_changed  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
 # ---- 9. Options --------------------------------------------------------------------------------
 #
-# First the converters: each takes what was written, in Python, in settings or in the environment,
-# and returns the value or raises a ValueError that says what is wanted. Then Option, which knows
-# where a value may stand, Options, where each is declared, and Configured, which resolves all of
-# them once and again when a setting changes: url() would else take fifty times as long. To add an
-# option, declare it with its comment in Options: README's table and `check` are read from there.
+# Converters return the value of what was written, in Python, in settings or in the environment,
+# or raise a ValueError that says what is wanted. Option knows where a value may stand. To add
+# one, declare it with its comment in Options: README's table and `check` are read from there.
+# Configured resolves all of them once and again when a setting changes: url() would else take
+# fifty times as long.
 
 
 def _text(value):
     """Return text; a path is taken as text too."""
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError('text is wanted, not %s' % type(value).__name__)
-    return value if isinstance(value, str) else str(value)
+    return os.fspath(value)
 
 
 def _flag(value):
@@ -2191,37 +2188,32 @@ def _pairs(value):
 
 
 def _endpoint(value):
-    """Return an endpoint's URL."""
     split_endpoint(_text(value))
     return value
 
 
 def _words(value):
-    """Return a tuple of texts."""
     return tuple(map(_text, [value] if isinstance(value, str) else value))
 
 
 def _parameters(value):
-    """Return a mapping of S3's parameters of an upload; object_headers() checks the names."""
-    object_headers(value)
+    object_headers(value)  # it checks the names
     return Secret.of(dict(value))
 
 
 def _function(value):
-    """Return a callable that is the value itself, it is not asked for the value; or False."""
+    """Return False, or a callable that is the value itself and not asked for it."""
     if value is not False and not callable(value):
         raise ValueError('a callable is wanted, not %.80r' % (value,))
     return value
 
 
 def _signature(value):
-    """Return nothing: there is one signature."""
     if value != 's3v4':
         logger.warning('AWS_S3_SIGNATURE_VERSION %.80r: only Signature Version 4 is made', value)
 
 
 def _refused(value):
-    """Refuse boto's Config objects."""
     raise ValueError('boto\'s configuration is not used: set part_size, max_concurrency, '
                      'connect_timeout, read_timeout, max_attempts or proxies')
 
@@ -2238,14 +2230,14 @@ def _number(least, most, kind=int):
 
 def _prefix(value):
     """Return a location as a prefix of keys: '' or with a slash at its end."""
-    parts = _text(value).rstrip('/').split('/') if _text(value) else []
-    if not {'', '.', '..'}.isdisjoint(parts) or '\\' in _text(value):
+    text = _text(value).rstrip('/')
+    if value and (not {'', '.', '..'}.isdisjoint(text.split('/')) or '\\' in text):
         raise ValueError('a location is like "media" or "a/b", relative; not %r' % value)
-    return '/'.join(parts + ['']) if parts else ''
+    return text and text + '/'
 
 
 def _style(value):
-    """Return the addressing style that any of its names stands for."""
+    """Return the addressing style of any of its names."""
     value = value.lower() if isinstance(value, str) else value
     if value not in STYLES:
         raise ValueError('path, virtual, vanity or auto is wanted, not %.80r' % (value,))
@@ -2260,10 +2252,10 @@ def _domain(value):
 
 
 def _verify(value):
-    """Return a CA file's path, an SSLContext, False, or None for True."""
-    # An SSLContext is told by what it does: TLS is Transport's business.
-    return (None if value is True else value if value is False or hasattr(value, 'wrap_socket')
-            else _text(value))
+    """Return an SSLContext, False, a CA file's path, or None for True."""
+    if value is False or hasattr(value, 'wrap_socket'):  # Why not its class: ssl is Transport's
+        return value
+    return None if value is True else _text(value)
 
 
 class Option:
@@ -2271,9 +2263,9 @@ class Option:
 
     Looked up in this order: the constructor's argument (OPTIONS), a subclass's attribute,
     property or method, the Django `settings` in their order, the variables of `environ`, the
-    default. None, or False unless `keeps_false` gives it a meaning, in the constructor or a
-    subclass means the default and so switches a global setting off; None in
-    settings and an empty variable mean "not set". A callable is asked on each use.
+    default. In the first two None, and False unless `keeps_false`, mean the default: they switch
+    a global setting off. None in settings and an empty variable mean "not set". A callable is
+    asked on each use.
     """
 
     def __init__(self, default, settings, convert=_text, environ='', aliases='', secret=False,
@@ -2297,13 +2289,12 @@ class Option:
         return Secret.of(value) if self.secret or isinstance(value, dict) else value, where
 
     def _find(self, storage):
-        """Return the same, with secrets as they were written."""
         if self.name in storage._options:
             return storage._options[self.name], 'constructor'
         for cls in type(storage).__mro__:
             for name in [self.name] + self.aliases:
                 written = vars(cls).get(name, self)
-                if written is not self and not isinstance(written, Option):
+                if not isinstance(written, Option):
                     return written, 'subclass'
         for name in self.settings:
             if getattr(settings, name, None) is not None:
@@ -2311,7 +2302,7 @@ class Option:
         for name in self.environ:
             if os.environ.get(name):
                 return os.environ[name], 'environment'
-        return storage._defaults.get(self.name, self.default), 'default'
+        return None, 'default'
 
     def ask(self, storage: 'Configured') -> Any:
         """Return the value of a property, method or other callable, cleaned."""
@@ -2333,12 +2324,10 @@ class Option:
                 self.name, ', '.join(self.settings), error)) from None
 
 
-#: Goes up whenever Django reports a changed setting; storages then resolve afresh.
-_generation = [0]
+_generation = [0]  #: goes up with each change of a setting: storages resolve theirs afresh
 
 
 def _forget_settings(**_):
-    """Let every storage resolve its options again; override_settings comes here."""
     _generation[0] += 1
 
 
@@ -2451,25 +2440,25 @@ class Configured(Options):
     """What has options: given ones in `_options`, values in `config`."""
 
     _options = {}  # type: dict
-    _defaults = {}  # type: dict  # where a class has another one than Options
-    _resolved = None  # type: Any
+    _defaults = {}  # type: dict  # where a class has others than Options
+    _resolved = None, ()  # type: tuple  # the settings' generation, and what _resolve() returns
 
     def _resolve(self):
-        """Return (Config, names asked on each use, {name: where}), resolved once a change."""
-        if self._resolved is None or self._resolved[0] != _generation[0]:
-            generation = _generation[0]
+        """Return (Config, names of what is asked on each use, {name: where})."""
+        generation, resolved = _generation[0], self._resolved
+        if resolved[0] != generation:
             found = {name: option.find(self) for name, option in DECLARED.items()}
-            asked = frozenset(name for name, (value, _) in found.items()
-                              if callable(value) or hasattr(value, '__get__'))
+            asked = {name for name, (value, _) in found.items()
+                     if callable(value) or hasattr(value, '__get__')}
             config = Config(*(option.clean(self, None if name in asked else found[name][0])
                               for name, option in DECLARED.items()))
-            self._resolved = generation, (
-                config, asked, {name: where for name, (_, where) in found.items()})
-        return self._resolved[1]
+            places = {name: where for name, (_, where) in found.items()}
+            resolved = self._resolved = generation, (config, asked, places)
+        return resolved[1]
 
     @property
     def config(self) -> Config:
-        """The options' values, a Config. Those of callables are asked anew each time."""
+        """The options' values. Those of callables are asked anew each time."""
         config, asked, _ = self._resolve()
         return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
 
@@ -2477,11 +2466,9 @@ class Configured(Options):
 # ---- 10. Storages ------------------------------------------------------------------------------
 #
 # Django's dialect on top of S3's: a `name` is Django's, relative to the location; a `key` is S3's,
-# complete. They meet in S3Storage._key alone.
-#
-# A storage holds what its constructor was given and, for as long as the settings stay, the Config
-# made of it and the Bucket made of that. All else is on S3: nothing is remembered of an object
-# from one call to the next, but in a run of collectstatic.
+# complete. They meet in S3Storage._key alone. A storage holds what its constructor was given and,
+# while the settings stay, the Config made of it and the Bucket made of that. It remembers nothing
+# of an object from one call to the next, but in a run of collectstatic.
 
 
 def _no_boto(self, name):
@@ -2574,7 +2561,6 @@ class S3File(File):
 
 S3StorageFile = S3File  #: the name in the 2008 file
 
-
 #: Types of the web that `mimetypes` lacks, or has otherwise, in some version of Python.
 CONTENT_TYPES = {
     '.avif': 'image/avif', '.css': 'text/css', '.js': 'text/javascript',
@@ -2602,7 +2588,7 @@ BucketOptions = collections.namedtuple(
     'proxies connect_timeout read_timeout deadline max_attempts checksums')
 
 
-class S3Storage(Configured, Storage):
+class S3Storage(Configured, files.Storage):
     """Django's file storage on S3.
 
     ``S3Storage(**options)``, or positionally as in 2008: bucket, access key, secret key, ACL,
@@ -2646,7 +2632,7 @@ class S3Storage(Configured, Storage):
         # An option may be set on the instance too, as subclasses of the old file do, before and
         # after they call this constructor. It counts at once, and like a constructor's argument.
         if name in _NAMES and not isinstance(getattr(type(self), name, None), property):
-            self._options[_NAMES[name]], self._resolved = value, None
+            self._options[_NAMES[name]], self._resolved = value, (None, ())
             value = value if callable(value) else DECLARED[_NAMES[name]].clean(self, value)
             vars(self)[_NAMES[name]] = value  # what an alias says, the option's own name says too
         super().__setattr__(name, value)
@@ -2656,21 +2642,20 @@ class S3Storage(Configured, Storage):
 
         Both are files that others read; a storage made of them takes the secrets from settings.
         """
+        def shown(value):
+            if isinstance(value, dict):
+                return {name: each for name, each in value.items()
+                        if not _SECRET_HEADERS.search(str(name).lower())}
+            return str(value) if isinstance(value, Secret) else value  # a Secret's repr is blank
         cls, (args, kwargs) = type(self), self._arguments
         secrets = [value for name, value in self._options.items()
                    if DECLARED[name].secret and value]
         if any(value in secrets for value in args):
             raise ValueError('%s takes its secret key by position, where a migration or a pickle '
                              'would show it: take it by keyword' % cls.__name__)
-        # A migration is written with repr(), and a Secret's tells nothing.
-        args = tuple(str(value) if isinstance(value, Secret) else value for value in args)
-        public = {name: str(value) if isinstance(value, Secret) else value for name, value in
-                  kwargs.items() if name not in _SECRETS and value not in secrets}
-        for option in 'headers', 'object_parameters':
-            if isinstance(public.get(option), dict):
-                public[option] = {name: value for name, value in public[option].items()
-                                  if not _SECRET_HEADERS.search(name.lower())}
-        return '%s.%s' % (cls.__module__, cls.__qualname__), args, public
+        return '%s.%s' % (cls.__module__, cls.__qualname__), tuple(map(shown, args)), {
+            name: shown(value) for name, value in kwargs.items()
+            if name not in _SECRETS and value not in secrets}
 
     def __eq__(self, other):
         if type(self) is not type(other):  # default_storage, a LazyObject, knows better
@@ -2681,17 +2666,13 @@ class S3Storage(Configured, Storage):
         return hash(type(self))  # Why not the options: some are dicts, and they may be set
 
     def __reduce__(self):
-        # A pickle is made of the same as a migration, and so holds no secret either.
-        _, args, kwargs = self.deconstruct()
+        _, args, kwargs = self.deconstruct()  # a pickle holds no secret either
         return functools.partial(type(self), *args, **kwargs), ()
 
-    def __deepcopy__(self, memo=None):
-        # A copy stays in this process and keeps them.
+    def __deepcopy__(self, memo=None):  # a copy keeps them: it stays in this process
         return type(self)(*self._arguments[0], **self._arguments[1])
 
     __copy__ = __deepcopy__
-
-    # From options to a bucket, from names to keys.
 
     def _given_credentials(self, config):
         """Return the options' Credentials or None; both keys from one place, or it is an error."""
@@ -2700,12 +2681,11 @@ class S3Storage(Configured, Storage):
         if any(keys) and (not all(keys) or key != secret):
             raise ImproperlyConfigured('access_key (from: %s) and secret_key (from: %s) must come '
                                        'together, from one place: set both' % (key, secret))
-        same = config.security_token if token == key else ''
         # As in the environment: with two sets the token is that of the plain names.
-        if key == 'settings' and all(getattr(settings, n, None) for n in (
-                'AWS_S3_ACCESS_KEY_ID', 'AWS_ACCESS_KEY_ID')):
-            same = ''
-        return Credentials(*keys, same) if keys[0] else None
+        two_sets = key == 'settings' and all(
+            getattr(settings, name, None) for name in DECLARED['access_key'].settings)
+        own = config.security_token if token == key and not two_sets else ''
+        return Credentials(*keys, own) if keys[0] else None
 
     def _bucket(self) -> Bucket:
         """Return the Bucket of the options as they are now, the same one while they stay."""
@@ -2723,33 +2703,32 @@ class S3Storage(Configured, Storage):
         """Return a Bucket of `config`, BucketOptions; `generation` only makes the cache miss."""
         if not config.bucket_name:
             raise ImproperlyConfigured('no bucket: set bucket_name (AWS_STORAGE_BUCKET_NAME)')
-        endpoint, given = config.endpoint_url or None, self._given_credentials(config)
-        region = config.region_name or endpoint and endpoint_region(endpoint) or next(
+        endpoint, given = config.endpoint_url, self._given_credentials(config)
+        named = config.region_name or endpoint and endpoint_region(endpoint) or next(
             (found['region'] for found in profile(os.environ, config.session_profile)
              if 'region' in found), None)
+        region = named or 'us-east-1'
         if endpoint is None and not config.use_ssl:
-            endpoint = aws_endpoint(region or 'us-east-1', 'http')
+            endpoint = aws_endpoint(region, 'http')
         secure = endpoint is None or endpoint.startswith('https:')
         if config.addressing_style == 'virtual' and secure and '.' in config.bucket_name:
             logger.warning('bucket %s has dots, which no certificate covers: path style is used '
                            '(addressing_style, AWS_S3_ADDRESSING_STYLE)', config.bucket_name)
-        # One place alone: whoever names two would be surprised by either. With none AWS's are
-        # asked, by one source for all, since tenants by the hundred share them.
+        # One place alone: whoever names two would be surprised by either. With none it is AWS's.
         lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given)] * bool(given)
         if config.credentials is not None:
             lookups += [('credentials (AWS_S3_CREDENTIALS)', config.credentials or Anonymous)]
         if len(lookups) + bool(config.session_profile) > 1:
             raise ImproperlyConfigured('access_key, credentials and session_profile: give one of '
                                        'them, and None for the others')
-        bucket = Bucket(
-            config.bucket_name, CredentialSource(*lookups) if lookups else aws_source(
-                config.session_profile, region or 'us-east-1', config.verify, config.proxies),
-            region or 'us-east-1', endpoint, config.addressing_style,
-            Transport(config.verify, None if config.proxies is None else dict(config.proxies),
-                      config.connect_timeout, config.read_timeout),
-            config.checksums, config.max_attempts, config.deadline,
-            public_endpoint=config.public_endpoint_url)
-        bucket.region_guessed = not region and is_aws(bucket.address().host)
+        source = CredentialSource(*lookups) if lookups else aws_source(
+            config.session_profile, region, config.verify, config.proxies)
+        transport = Transport(config.verify, None if config.proxies is None else dict(
+            config.proxies), config.connect_timeout, config.read_timeout)
+        bucket = Bucket(config.bucket_name, source, region, endpoint, config.addressing_style,
+                        transport, config.checksums, config.max_attempts, config.deadline,
+                        public_endpoint=config.public_endpoint_url)
+        bucket.region_guessed = not named and is_aws(bucket.address().host)
         return bucket
 
     def _clean(self, name):
@@ -2773,7 +2752,7 @@ class S3Storage(Configured, Storage):
         return clean
 
     def _key(self, name):
-        """Return the key of `name`: `name` is Django's, relative; `key` is S3's, complete."""
+        """Return the key of `name`."""
         return self.config.location + self._clean(name)
 
     def get_object_parameters(self, name: str) -> dict:
@@ -2802,8 +2781,6 @@ class S3Storage(Configured, Storage):
         config = self.config
         return config.part_size, config.max_concurrency if config.use_threads else 1
 
-    # Django's methods.
-
     def _open(self, name, mode='rb'):
         """Return an S3File; Storage.open() comes here."""
         return S3File(self, self._clean(name), mode)
@@ -2815,20 +2792,18 @@ class S3Storage(Configured, Storage):
         takes the name between the look and the write, S3 refuses the write and the next name is
         looked for; FileExistsError if the content cannot be read again.
         """
-        taken = None
-        for _ in range(20):
+        taken = []
+        while True:
             try:
                 return super().save(name, content, max_length=max_length)
             except PreconditionFailed as error:
-                failure = error
-            try:
-                content.seek(0)
-            except (AttributeError, OSError, ValueError):
-                break
-            if failure.filename == taken:  # a subclass insists on it: file_overwrite allows it
-                break
-            taken = failure.filename
-        raise failure
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    content.seek(0)
+                    # A name twice: a subclass insists on it. It may, with file_overwrite.
+                    if error.filename not in taken and len(taken) < 19:
+                        taken.append(error.filename)
+                        continue
+                raise
 
     def _save(self, name, content):
         """Store `content`, whole or not at all; PreconditionFailed if the name is taken."""
@@ -2864,13 +2839,11 @@ class S3Storage(Configured, Storage):
         name = self._clean(name)
         if not self.config.file_overwrite:
             return super().get_available_name(name, max_length=max_length)
-        excess = len(name) - (max_length or len(name))
-        if excess <= 0:
-            return name
+        excess = max(0, len(name) - (max_length or len(name)))
         root, extension = posixpath.splitext(name)
         if excess >= len(posixpath.basename(root)):
             raise SuspiciousFileOperation('%.200r cannot be cut to %d' % (name, max_length))
-        return root[:-excess] + extension
+        return root[:len(root) - excess] + extension
 
     def exists(self, name: str) -> bool:
         """Tell whether there is an object; '' is True. Raises if S3 does not tell, as on 403."""
@@ -3005,15 +2978,14 @@ class _Run:
     so 0 means that each call ends its work, and raises its error. `held` maps keys that are to be
     deleted to Entry: a save drops the key, and nothing is missing meanwhile. `sources` maps
     names to functions that open them, while Django post-processes. `waits` tells that our
-    post_process is still to come, `over` that it was: no call comes after what is done then.
+    post_process is still to come, `over` that it was: each call does its work at once then.
     """
 
     def __init__(self, bucket, location, command):
         self.bucket, self.clear = bucket, command.clear
         self.post_process = command.post_process and not command.dry_run
-        self.waits, self.over, self.told = False, False, ''  # told: see create_multipart_upload
+        self.over, self.told = False, ''  # told: see create_multipart_upload
         self.known, self.queued, self.held, self.sources = {}, {}, {}, {}
-        self.ahead = 0  # until it is known that `waits`
         for page in bucket.list_objects(location):
             for entry in page.contents:  # --clear writes all anew: nothing equals a size of -1
                 self.add(entry._replace(size=-1) if self.clear else entry)
@@ -3033,10 +3005,6 @@ class _Run:
             del self.queued[key]
         return self.known.get(key)
 
-    def forget(self, key):
-        """Take `key` for not stored: its save failed, and may be tried again."""
-        self.known.pop(key, None), self.queued.pop(key, None)
-
     def settle(self, most=0):
         """Wait until no more than `most` uploads are on their way; raise the error of one."""
         while len(self.queued) > most:
@@ -3051,12 +3019,6 @@ class _Run:
             self.bucket.delete_objects(sorted(self.held)[start:start + 1000])
         self.held.clear()
 
-    def finish(self):
-        """Do all that is left; from now on each call does its work at once."""
-        self.flush()
-        self.sources, self.ahead, self.over = {}, 0, True
-        self.waits = self.post_process = False
-
     def keeps(self, key, size, etag, headers):
         """Tell whether the object has the content of this `etag` already; know it as stored.
 
@@ -3069,8 +3031,6 @@ class _Run:
             self.bucket.head_object(key, access_headers(headers)).get('x-amz-meta-hash')))
         self.add(entry if same else Entry(key, size, etag, self.bucket.now()))
         return same
-
-    # The Bucket's methods, as S3Storage calls them.
 
     def head_object(self, key, headers=()):
         """Return what the listing tells of an object; nothing of a directory, which is there."""
@@ -3153,18 +3113,19 @@ class S3StaticStorage(S3Storage):
                     runs[self] = _Run(super()._bucket(), self.config.location, command)
                 run = runs[self]
                 # Trap: post_process of another storage, or not ours, does not wait for us.
-                if (command.post_process and not run.over and own is self
-                        and type(self).post_process.__module__ == __name__):
-                    run.waits, run.ahead = True, self._sizes()[1] - 1
+                run.waits = (command.post_process and not run.over and own is self
+                             and type(self).post_process.__module__ == __name__)
+                run.ahead = self._sizes()[1] - 1 if run.waits else 0
                 return run
             frame = frame.f_back
 
     def _shares_location(self):
         """Tell whether files of others may lie below `location`."""
-        mine, other = self.location, default_storage
-        return not mine or isinstance(other, S3Storage) and other.bucket_name == (
-            self.bucket_name) and os.path.commonprefix([mine, other.location]) in (
-                mine, other.location)
+        mine, default = self.config, files.default_storage
+        return not mine.location or (
+            isinstance(default, S3Storage) and default.bucket_name == mine.bucket_name and (
+                mine.location.startswith(default.location)
+                or default.location.startswith(mine.location)))
 
     def _bucket(self):
         """Return the Bucket; in a run its stand-in."""
@@ -3199,28 +3160,30 @@ class S3StaticStorage(S3Storage):
     def _save(self, name, content):
         """Store `content`, unless it is stored; what takes parts is looked at beforehand."""
         run, name, etag, part_size = self._run(), self._clean(name), '', self.config.part_size
-        if run and md5() and getattr(content, 'size', 0) > part_size and content.seekable():
+        if not run:
+            return super()._save(name, content)
+        if md5() and getattr(content, 'size', 0) > part_size and content.seekable():
             # Fact: the ETag of what was uploaded in parts is the MD5 of theirs, and their number.
             parts = [md5(part.encode() if isinstance(part, str) else part).digest()
                      for part in content.chunks(part_length(1, 0, part_size, content.size))]
             etag = '%s-%d' % (md5(b''.join(parts)).hexdigest(), len(parts))
         if not etag or not run.keeps(self._key(name), content.size, etag, self._headers(name)):
-            if run:
-                run.told = etag
+            run.told = etag
             try:
                 super()._save(name, content)
             except BaseException:  # some callers try again: it must not pass for stored
-                if run:
-                    run.forget(self._key(name))
+                run.known.pop(self._key(name), None), run.queued.pop(self._key(name), None)
                 raise
-        if run and not run.waits:
+        if not run.waits:
             run.flush()
         return name
 
     def post_process(self, paths: dict, dry_run: bool = False, **options: Any) -> Iterable:
         """Wait for the uploads, then delete what --clear left; Django's last call in a run."""
-        if self._run():
-            self._run().finish()
+        run = self._run()
+        if run:
+            run.flush()
+            run.sources, run.over = {}, True
         return []
 
 
@@ -3233,20 +3196,22 @@ class S3ManifestStaticStorage(ManifestFilesMixin, S3StaticStorage):
 
     def read_manifest(self) -> Optional[str]:
         """Return the manifest, None if there is none, or in a run that makes a new one."""
-        if not getattr(self._run(), 'post_process', False):
-            # Trap: Django before 3.0 takes any OSError, a 503 too, for a missing manifest.
-            with contextlib.suppress(FileNotFoundError):
-                with getattr(self, 'manifest_storage', self).open(self.manifest_name) as manifest:
-                    return manifest.read().decode()
-        return None
+        run = self._run()
+        if run and run.post_process and not run.over:
+            return None
+        # Trap: Django before 3.0 takes any OSError, a 503 too, for a missing manifest.
+        with contextlib.suppress(FileNotFoundError):
+            with getattr(self, 'manifest_storage', self).open(self.manifest_name) as manifest:
+                return manifest.read().decode()
 
     def post_process(self, paths: dict, dry_run: bool = False, **options: Any) -> Iterator:
         """Yield what Django's does; all is stored at the end."""
         if dry_run:  # Trap: Django before 3.0 would store an empty manifest
             return
-        if self._run():
-            self._run().sources = {self._clean(name): functools.partial(storage.open, path)
-                                   for name, (storage, path) in paths.items()}
+        run = self._run()
+        if run:
+            run.sources = {self._clean(name): functools.partial(storage.open, path)
+                           for name, (storage, path) in paths.items()}
         yield from super().post_process(paths, **options)
         S3StaticStorage.post_process(self, paths)
 
