@@ -2285,24 +2285,24 @@ class Option:
 
     def find(self, storage: 'Configured') -> tuple:
         """Return (value as written, where: constructor, subclass, settings, ... or default)."""
-        value, where = self._find(storage)
+        value, where = next(self._places(storage))
         return Secret.of(value) if self.secret or isinstance(value, dict) else value, where
 
-    def _find(self, storage):
+    def _places(self, storage):
+        """Yield such pairs of all places where the option stands, secrets as they stand there."""
         if self.name in storage._options:
-            return storage._options[self.name], 'constructor'
+            yield storage._options[self.name], 'constructor'
         for cls in type(storage).__mro__:
             for name in [self.name] + self.aliases:
-                written = vars(cls).get(name, self)
-                if not isinstance(written, Option):
-                    return written, 'subclass'
+                if not isinstance(vars(cls).get(name, self), Option):
+                    yield vars(cls)[name], 'subclass'
         for name in self.settings:
             if getattr(settings, name, None) is not None:
-                return getattr(settings, name), 'settings'
+                yield getattr(settings, name), 'settings'
         for name in self.environ:
             if os.environ.get(name):
-                return os.environ[name], 'environment'
-        return None, 'default'
+                yield os.environ[name], 'environment'
+        yield None, 'default'
 
     def ask(self, storage: 'Configured') -> Any:
         """Return the value of a property, method or other callable, cleaned."""
@@ -2738,15 +2738,15 @@ class S3Storage(Configured, files.Storage):
             return name
         text = str(name).replace('\\', '/')
         parts = [part for part in text.split('/') if part not in ('', '.')]
+        clean = '/'.join(parts)
         why = ('is no text' if not isinstance(name, (str, os.PathLike)) else
                'is absolute' if text.startswith('/') else
                'holds ".."' if '..' in parts else
                'is empty' if not parts else
                'holds control characters' if re.search('[\x00-\x1f\x7f-\x9f]', text) else
-               'holds lone surrogates' if re.search('[\ud800-\udfff]', text) else '')
-        clean = '/'.join(parts)
-        if not why and len((self.config.location + clean).encode()) > KEY_LIMIT:
-            why = 'makes a key of more than %d bytes' % KEY_LIMIT
+               'holds lone surrogates' if re.search('[\ud800-\udfff]', text) else
+               'makes a key of more than %d bytes' % KEY_LIMIT if len(
+                   (self.config.location + clean).encode()) > KEY_LIMIT else '')
         if why:
             raise SuspiciousFileOperation('The name %.200r %s' % (text, why))
         return clean
@@ -2873,10 +2873,9 @@ class S3Storage(Configured, files.Storage):
         """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE."""
         moment = parse_http_date(self._head(name).get('last-modified'))
         if moment is None:
-            raise S3Error(errno.EBADMSG, 'S3 answered no Last-Modified', name)
-        if settings.USE_TZ:
-            return moment
-        return timezone.make_naive(moment, timezone.get_default_timezone())
+            raise NotImplementedError('no Last-Modified was answered for %.200r' % name)
+        return moment if settings.USE_TZ else timezone.make_naive(
+            moment, timezone.get_default_timezone())
 
     def listdir(self, path: str) -> tuple:
         """Return (directories, files) in `path`, names only; both empty if there is none.
@@ -2939,9 +2938,9 @@ class S3Storage(Configured, files.Storage):
         now, window = self._bucket().now(), self.config.querystring_window
         expires = self.config.querystring_expire if expire is None else expire
         if window:
-            seconds = int(now.timestamp())
-            seconds -= (seconds - zlib.crc32(key.encode())) % window  # not all keys at one moment
-            now, expires = datetime.datetime.fromtimestamp(seconds, now.tzinfo), expires + window
+            # Why the sum: not all keys are to change at one moment.
+            age = (int(now.timestamp()) - zlib.crc32(key.encode())) % window
+            now, expires = now - datetime.timedelta(seconds=age), expires + window
         return now, expires
 
     def presigned_post(self, name: str, expire: Optional[int] = None,
@@ -3033,13 +3032,17 @@ class _Run:
         return same
 
     def head_object(self, key, headers=()):
-        """Return what the listing tells of an object; nothing of a directory, which is there."""
+        """Return what the listing tells of an object; nothing of a directory, which is there.
+
+        No time in a run, and so Django has the contents compared: what is deployed may be older
+        than what is stored, as it is after a rollback.
+        """
         entry = self.find(key)
         if not entry and key + '/' not in self.known:
             raise NoSuchKey(errno.ENOENT, 'not in the listing', key)
         return {} if not entry else {
             'content-length': entry.size, 'content-encoding': 'gzip',  # maybe: size() has to look
-            'last-modified': format_datetime(entry.last_modified, usegmt=True)}
+            'last-modified': self.over and format_datetime(entry.last_modified, usegmt=True)}
 
     def list_objects(self, prefix, delimiter):
         """Return the one page of what lies right below `prefix`."""
@@ -3147,16 +3150,6 @@ class S3StaticStorage(S3Storage):
             return run.sources[name]()
         return super()._open(name, mode)
 
-    def get_modified_time(self, name: str) -> datetime.datetime:
-        """Return when it was stored. In a run nothing, and so Django has the contents compared:
-
-        what is deployed may be older than what is stored, as it is after a rollback.
-        """
-        run = self._run()
-        if run and not run.over:
-            raise NotImplementedError('in a run of collectstatic times say nothing')
-        return super().get_modified_time(name)
-
     def _save(self, name, content):
         """Store `content`, unless it is stored; what takes parts is looked at beforehand."""
         run, name, etag, part_size = self._run(), self._clean(name), '', self.config.part_size
@@ -3203,6 +3196,7 @@ class S3ManifestStaticStorage(ManifestFilesMixin, S3StaticStorage):
         with contextlib.suppress(FileNotFoundError):
             with getattr(self, 'manifest_storage', self).open(self.manifest_name) as manifest:
                 return manifest.read().decode()
+        return None
 
     def post_process(self, paths: dict, dry_run: bool = False, **options: Any) -> Iterator:
         """Yield what Django's does; all is stored at the end."""
@@ -3260,9 +3254,9 @@ def _check_place(step, alias):
     """
     with step('settings', fatal=True) as say:
         django.setup()
-        # Trap: without a word; the files then go to the disk.
-        say('Django 5.1 and later ignore DEFAULT_FILE_STORAGE: write STORAGES' * (
-            django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE')))
+        if django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE'):
+            # Trap: without a word; the files then go to the disk.
+            say('Django 5.1 and later ignore DEFAULT_FILE_STORAGE: write STORAGES')
         storage = getattr(files, 'storages', {'default': files.default_storage})[alias]
         if not hasattr(storage, '_bucket'):
             kind = storage.__class__.__name__  # Trap: default_storage's type() is its proxy's
