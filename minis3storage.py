@@ -2159,8 +2159,6 @@ from django.utils import timezone  # noqa: E402
 # Converters return the value of what was written, in Python, in settings or in the environment,
 # or raise a ValueError that says what is wanted. Option knows where a value may stand. To add
 # one, declare it with its comment in Options: README's table and `check` are read from there.
-# Configured resolves all of them once and again when a setting changes: url() would else take
-# fifty times as long.
 
 
 def _text(value):
@@ -2283,7 +2281,7 @@ class Option:
         config, asked, _ = storage._resolve()
         return self.ask(storage) if self.name in asked else getattr(config, self.name)
 
-    def find(self, storage: 'Configured') -> tuple:
+    def find(self, storage: 'S3Storage') -> tuple:
         """Return (value as written, where: constructor, subclass, settings, ... or default)."""
         value, where = next(self._places(storage))
         return Secret.of(value) if self.secret or isinstance(value, dict) else value, where
@@ -2304,7 +2302,7 @@ class Option:
                 yield os.environ[name], 'environment'
         yield None, 'default'
 
-    def ask(self, storage: 'Configured') -> Any:
+    def ask(self, storage: 'S3Storage') -> Any:
         """Return the value of a property, method or other callable, cleaned."""
         value, where = self.find(storage)
         if where == 'subclass' and hasattr(value, '__get__'):
@@ -2312,7 +2310,7 @@ class Option:
         value = value() if callable(value) and self.convert is not _function else value
         return self.clean(storage, Secret.of(value) if self.secret else value)
 
-    def clean(self, storage: 'Configured', value: Any) -> Any:
+    def clean(self, storage: 'S3Storage', value: Any) -> Any:
         """Return `value` converted and checked; ImproperlyConfigured says what is wanted."""
         default = storage._defaults.get(self.name, self.default)
         if value is None or value is default or value is False and not self.keeps_false:
@@ -2434,33 +2432,6 @@ class Options:
 
 DECLARED = {name: option for name, option in vars(Options).items() if isinstance(option, Option)}
 Config = collections.namedtuple('Config', list(DECLARED))  #: the values of all options
-
-
-class Configured(Options):
-    """What has options: given ones in `_options`, values in `config`."""
-
-    _options = {}  # type: dict
-    _defaults = {}  # type: dict  # where a class has others than Options
-    _resolved = None, ()  # type: tuple  # the settings' generation, and what _resolve() returns
-
-    def _resolve(self):
-        """Return (Config, names of what is asked on each use, {name: where})."""
-        generation, resolved = _generation[0], self._resolved
-        if resolved[0] != generation:
-            found = {name: option.find(self) for name, option in DECLARED.items()}
-            asked = {name for name, (value, _) in found.items()
-                     if callable(value) or hasattr(value, '__get__')}
-            config = Config(*(option.clean(self, None if name in asked else found[name][0])
-                              for name, option in DECLARED.items()))
-            places = {name: where for name, (_, where) in found.items()}
-            resolved = self._resolved = generation, (config, asked, places)
-        return resolved[1]
-
-    @property
-    def config(self) -> Config:
-        """The options' values. Those of callables are asked anew each time."""
-        config, asked, _ = self._resolve()
-        return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
 
 
 # ---- 10. Storages ------------------------------------------------------------------------------
@@ -2588,7 +2559,7 @@ BucketOptions = collections.namedtuple(
     'proxies connect_timeout read_timeout deadline max_attempts checksums')
 
 
-class S3Storage(Configured, files.Storage):
+class S3Storage(Options, files.Storage):
     """Django's file storage on S3.
 
     ``S3Storage(**options)``, or positionally as in 2008: bucket, access key, secret key, ACL,
@@ -2600,6 +2571,8 @@ class S3Storage(Configured, files.Storage):
     __getattr__ = _no_boto
     default_content_type, _first_range = 'application/octet-stream', FIRST_RANGE
     _POSITIONAL = ('bucket_name', 'access_key', 'secret_key', 'default_acl', 'addressing_style')
+    _defaults = {}  # type: dict  # where a class has others than Options
+    _resolved = None, ()  # type: tuple  # the settings' generation, and what _resolve() returns
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -2674,6 +2647,28 @@ class S3Storage(Configured, files.Storage):
 
     __copy__ = __deepcopy__
 
+    def _resolve(self):
+        """Return (Config, names of what is asked on each use, {name: where}).
+
+        Once, and again when a setting changes: url() would else take fifty times as long.
+        """
+        generation, resolved = _generation[0], self._resolved
+        if resolved[0] != generation:
+            found = {name: option.find(self) for name, option in DECLARED.items()}
+            asked = {name for name, (value, _) in found.items()
+                     if callable(value) or hasattr(value, '__get__')}
+            config = Config(*(option.clean(self, None if name in asked else found[name][0])
+                              for name, option in DECLARED.items()))
+            places = {name: where for name, (_, where) in found.items()}
+            resolved = self._resolved = generation, (config, asked, places)
+        return resolved[1]
+
+    @property
+    def config(self) -> Config:
+        """The options' values. Those of callables are asked anew each time."""
+        config, asked, _ = self._resolve()
+        return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
+
     def _given_credentials(self, config):
         """Return the options' Credentials or None; both keys from one place, or it is an error."""
         keys, places = (config.access_key, config.secret_key), self._resolve()[2]
@@ -2714,7 +2709,8 @@ class S3Storage(Configured, files.Storage):
         if config.addressing_style == 'virtual' and secure and '.' in config.bucket_name:
             logger.warning('bucket %s has dots, which no certificate covers: path style is used '
                            '(addressing_style, AWS_S3_ADDRESSING_STYLE)', config.bucket_name)
-        # One place alone: whoever names two would be surprised by either. With none it is AWS's.
+        # One place alone: whoever names two would be surprised by either. With none AWS's are
+        # asked, by one source for all, since tenants by the hundred share them.
         lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given)] * bool(given)
         if config.credentials is not None:
             lookups += [('credentials (AWS_S3_CREDENTIALS)', config.credentials or Anonymous)]
