@@ -2552,6 +2552,13 @@ def _veiled(options):
             or isinstance(value, dict) else value for name, value in options.items()}
 
 
+def _size(content):
+    """Return the bytes of `content`, 0 if it does not tell: what cannot seek raises OSError."""
+    with contextlib.suppress(AttributeError, TypeError, ValueError, OSError):
+        return int(content.size)
+    return 0
+
+
 #: The options that make two configurations talk to the same place in the same way.
 BucketOptions = collections.namedtuple(
     'BucketOptions', 'bucket_name access_key secret_key security_token credentials '
@@ -2803,16 +2810,14 @@ class S3Storage(Options, files.Storage):
 
     def _save(self, name, content):
         """Store `content`, whole or not at all; PreconditionFailed if the name is taken."""
-        name, size = self._clean(name), None
-        with contextlib.suppress(AttributeError, TypeError, ValueError, OSError):
-            size = int(content.size)  # Fact: File.size raises OSError for what cannot tell()
+        name = self._clean(name)
         with self._writer(name, getattr(content, 'content_type', None),
-                          not self.config.file_overwrite, size) as out:
+                          not self.config.file_overwrite, _size(content)) as out:
             for chunk in content.chunks():
                 out.write(chunk.encode() if isinstance(chunk, str) else chunk)
         return name
 
-    def _writer(self, name, content_type=None, exclusive=False, size=None):
+    def _writer(self, name, content_type=None, exclusive=False, size=0):
         """Return a Writer for `name`; `size` is an aid for the length of parts, it may lie."""
         config, headers = self.config, self._headers(name)
         if 'content-type' not in headers:
@@ -3148,15 +3153,15 @@ class S3StaticStorage(S3Storage):
 
     def _save(self, name, content):
         """Store `content`, unless it is stored; what takes parts is looked at beforehand."""
-        run, name, etag, part_size = self._run(), self._clean(name), '', self.config.part_size
+        run, name, size, etag = self._run(), self._clean(name), _size(content), ''
         if not run:
             return super()._save(name, content)
-        if md5() and getattr(content, 'size', 0) > part_size and content.seekable():
+        if md5() and size > self.config.part_size and content.seekable():
             # Fact: the ETag of what was uploaded in parts is the MD5 of theirs, and their number.
-            parts = [md5(part.encode() if isinstance(part, str) else part).digest()
-                     for part in content.chunks(part_length(1, 0, part_size, content.size))]
+            parts = [md5(part.encode() if isinstance(part, str) else part).digest() for part in
+                     content.chunks(part_length(1, 0, self.config.part_size, size))]
             etag = '%s-%d' % (md5(b''.join(parts)).hexdigest(), len(parts))
-        if not etag or not run.keeps(self._key(name), content.size, etag, self._headers(name)):
+        if not etag or not run.keeps(self._key(name), size, etag, self._headers(name)):
             run.told = etag
             try:
                 super()._save(name, content)
