@@ -2156,9 +2156,10 @@ from django.utils import timezone  # noqa: E402
 
 # ---- 9. Options --------------------------------------------------------------------------------
 #
-# Converters return the value of what was written, in Python, in settings or in the environment,
-# or raise a ValueError that says what is wanted. Option knows where a value may stand. To add
-# one, declare it with its comment in Options: README's table and `check` are read from there.
+# First the converters: each takes what was written, in Python, in settings or in the environment,
+# and returns the value or raises a ValueError that says what is wanted. Then Option, which knows
+# where a value may stand, and Options, where each is declared. To add one, declare it with its
+# comment there: README's table and `check` are made of it.
 
 
 def _text(value):
@@ -2186,11 +2187,13 @@ def _pairs(value):
 
 
 def _endpoint(value):
+    """Return an endpoint's URL."""
     split_endpoint(_text(value))
     return value
 
 
 def _words(value):
+    """Return a tuple of texts."""
     return tuple(map(_text, [value] if isinstance(value, str) else value))
 
 
@@ -2200,18 +2203,20 @@ def _parameters(value):
 
 
 def _function(value):
-    """Return False, or a callable that is the value itself and not asked for it."""
+    """Return False, or a callable that is the value itself: it is not asked for it."""
     if value is not False and not callable(value):
         raise ValueError('a callable is wanted, not %.80r' % (value,))
     return value
 
 
 def _signature(value):
+    """Return nothing: there is one signature."""
     if value != 's3v4':
         logger.warning('AWS_S3_SIGNATURE_VERSION %.80r: only Signature Version 4 is made', value)
 
 
 def _refused(value):
+    """Refuse boto's Config objects."""
     raise ValueError('boto\'s configuration is not used: set part_size, max_concurrency, '
                      'connect_timeout, read_timeout, max_attempts or proxies')
 
@@ -2322,10 +2327,11 @@ class Option:
                 self.name, ', '.join(self.settings), error)) from None
 
 
-_generation = [0]  #: goes up with each change of a setting: storages resolve theirs afresh
+_generation = [0]  #: goes up with each change of a setting
 
 
 def _forget_settings(**_):
+    """Let every storage resolve its options again; override_settings comes here."""
     _generation[0] += 1
 
 
@@ -2623,10 +2629,11 @@ class S3Storage(Options, files.Storage):
         Both are files that others read; a storage made of them takes the secrets from settings.
         """
         def shown(value):
+            """Return what may be shown of it, by repr(), which tells nothing of a Secret."""
             if isinstance(value, dict):
                 return {name: each for name, each in value.items()
                         if not _SECRET_HEADERS.search(str(name).lower())}
-            return str(value) if isinstance(value, Secret) else value  # a Secret's repr is blank
+            return str(value) if isinstance(value, Secret) else value
         cls, (args, kwargs) = type(self), self._arguments
         secrets = [value for name, value in self._options.items()
                    if DECLARED[name].secret and value]
@@ -2646,13 +2653,17 @@ class S3Storage(Options, files.Storage):
         return hash(type(self))  # Why not the options: some are dicts, and they may be set
 
     def __reduce__(self):
-        _, args, kwargs = self.deconstruct()  # a pickle holds no secret either
+        # A pickle is made of the same as a migration, and so holds no secret either.
+        _, args, kwargs = self.deconstruct()
         return functools.partial(type(self), *args, **kwargs), ()
 
-    def __deepcopy__(self, memo=None):  # a copy keeps them: it stays in this process
+    def __deepcopy__(self, memo=None):
+        # A copy stays in this process and keeps them.
         return type(self)(*self._arguments[0], **self._arguments[1])
 
     __copy__ = __deepcopy__
+
+    # From options to a bucket, from names to keys.
 
     def _resolve(self):
         """Return (Config, names of what is asked on each use, {name: where}).
@@ -2784,6 +2795,8 @@ class S3Storage(Options, files.Storage):
         config = self.config
         return config.part_size, config.max_concurrency if config.use_threads else 1
 
+    # Django's methods.
+
     def _open(self, name, mode='rb'):
         """Return an S3File; Storage.open() comes here."""
         return S3File(self, self._clean(name), mode)
@@ -2871,7 +2884,10 @@ class S3Storage(Options, files.Storage):
         return int(head['content-length'])
 
     def get_modified_time(self, name: str) -> datetime.datetime:
-        """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE."""
+        """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE.
+
+        FileNotFoundError if there is none, NotImplementedError if no time was answered.
+        """
         moment = parse_http_date(self._head(name).get('last-modified'))
         if moment is None:
             raise NotImplementedError('no Last-Modified was answered for %.200r' % name)
@@ -3031,6 +3047,8 @@ class _Run:
             self.bucket.head_object(key, access_headers(headers)).get('x-amz-meta-hash')))
         self.add(entry if same else Entry(key, size, etag, self.bucket.now()))
         return same
+
+    # The Bucket's methods, as S3Storage calls them.
 
     def head_object(self, key, headers=()):
         """Return what the listing tells of an object; nothing of a directory, which is there.
