@@ -2179,7 +2179,7 @@ def _flag(value):
 
 def _pairs(value):
     """Return a mapping as sorted pairs, which can be compared and hashed."""
-    value = dict(value) if hasattr(value, 'items') else {'': ''}
+    value = Secret.of(dict(value)) if hasattr(value, 'items') else {'': ''}
     if not all(re.match(r'(https?://)?([^/]*@)?(\[[^/@]+\]|[^/@:]+)(:\d+)?/?\Z', str(url))
                for url in value.values()):
         raise ValueError('like {"https": "http://user:password@proxy:3128"}, percent-encoded')
@@ -2288,24 +2288,23 @@ class Option:
 
     def find(self, storage: 'S3Storage') -> tuple:
         """Return (value as written, where: constructor, subclass, settings, ... or default)."""
-        value, where = next(self._places(storage))
-        return Secret.of(value) if self.secret or isinstance(value, dict) else value, where
-
-    def _places(self, storage):
-        """Yield such pairs of all places where the option stands, secrets as they stand there."""
         if self.name in storage._options:
-            yield storage._options[self.name], 'constructor'
+            return storage._options[self.name], 'constructor'
         for cls in type(storage).__mro__:
             for name in [self.name] + self.aliases:
                 if not isinstance(vars(cls).get(name, self), Option):
-                    yield vars(cls)[name], 'subclass'
+                    return self.veil(vars(cls)[name]), 'subclass'
         for name in self.settings:
             if getattr(settings, name, None) is not None:
-                yield getattr(settings, name), 'settings'
+                return self.veil(getattr(settings, name)), 'settings'
         for name in self.environ:
             if os.environ.get(name):
-                yield os.environ[name], 'environment'
-        yield None, 'default'
+                return self.veil(os.environ[name]), 'environment'
+        return None, 'default'
+
+    def veil(self, value: Any) -> Any:
+        """Return `value` so that its repr tells no secret: locals end up in error reports."""
+        return Secret.of(value) if self.secret or isinstance(value, dict) else value
 
     def ask(self, storage: 'S3Storage') -> Any:
         """Return the value of a property, method or other callable, cleaned."""
@@ -2313,7 +2312,8 @@ class Option:
         if where == 'subclass' and hasattr(value, '__get__'):
             value = value.__get__(storage, type(storage))  # as the class itself would bind it
         value = value() if callable(value) and self.convert is not _function else value
-        return self.clean(storage, Secret.of(value) if self.secret else value)
+        value = self.veil(value)
+        return self.clean(storage, value)
 
     def clean(self, storage: 'S3Storage', value: Any) -> Any:
         """Return `value` converted and checked; ImproperlyConfigured says what is wanted."""
@@ -2548,14 +2548,14 @@ CONTENT_TYPES = {
 
 #: Most names: nothing in them is to be cleaned. Gives 3 us of an exists().
 _is_plain = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)*\Z', re.ASCII).match
-_NAMES = {alias: name for name, option in DECLARED.items() for alias in [name] + option.aliases}
-_SECRETS = frozenset(alias for alias, name in _NAMES.items() if DECLARED[name].secret)
+#: Names and aliases -> Option.
+_NAMED = {name: option for option in DECLARED.values() for name in [option.name] + option.aliases}
 
 
-def _veiled(options):
-    """Return `options` with what is or may be secret as Secret: locals end up in error reports."""
-    return {name: Secret.of(value) if name in _SECRETS or name not in _NAMES
-            or isinstance(value, dict) else value for name, value in options.items()}
+def _veiled(arguments):
+    """Return `arguments` with what is or may be secret as Secret."""
+    return {name: _NAMED[name].veil(value) if name in _NAMED else Secret.of(value)
+            for name, value in arguments.items()}
 
 
 def _size(content):
@@ -2603,13 +2603,14 @@ class S3Storage(Options, files.Storage):
         if count > len(self._POSITIONAL):
             raise TypeError('positional arguments are just %s' % ', '.join(self._POSITIONAL))
         for name, value in options.items():
-            if name not in _NAMES:
+            if name not in _NAMED:
                 near = [known for known in DECLARED if name in DECLARED[known].settings]
-                near = near or difflib.get_close_matches(name, _NAMES, 1)
+                near = near or difflib.get_close_matches(name, _NAMED, 1)
                 raise ImproperlyConfigured('%s has no option %r%s' % (
                     type(self).__name__, name, near and '; did you mean %r?' % near[0] or ''))
-            if self._options.setdefault(_NAMES[name], value) is not value:
-                raise ImproperlyConfigured('option %r is given twice' % _NAMES[name])
+            name = _NAMED[name].name
+            if self._options.setdefault(name, value) is not value:
+                raise ImproperlyConfigured('option %r is given twice' % name)
         # Read as attributes these win over what a subclass wrote, as they do in `config`.
         vars(self).update((name, DECLARED[name].clean(self, value))
                           for name, value in self._options.items() if not callable(value))
@@ -2617,10 +2618,12 @@ class S3Storage(Options, files.Storage):
     def __setattr__(self, name, value):
         # An option may be set on the instance too, as subclasses of the old file do, before and
         # after they call this constructor. It counts at once, and like a constructor's argument.
-        if name in _NAMES and not isinstance(getattr(type(self), name, None), property):
-            self._options[_NAMES[name]], self._resolved = value, (None, ())
-            value = value if callable(value) else DECLARED[_NAMES[name]].clean(self, value)
-            vars(self)[_NAMES[name]] = value  # what an alias says, the option's own name says too
+        option = _NAMED.get(name)
+        if option and not isinstance(getattr(type(self), name, None), property):
+            self._options[option.name] = value = option.veil(value)
+            self._resolved = None, ()
+            value = value if callable(value) else option.clean(self, value)
+            vars(self)[option.name] = value  # what an alias says, the option's own name says too
         super().__setattr__(name, value)
 
     def deconstruct(self) -> tuple:
@@ -2642,7 +2645,8 @@ class S3Storage(Options, files.Storage):
                              'would show it: take it by keyword' % cls.__name__)
         return '%s.%s' % (cls.__module__, cls.__qualname__), tuple(map(shown, args)), {
             name: shown(value) for name, value in kwargs.items()
-            if name not in _SECRETS and value not in secrets}
+            if not value or value not in secrets and not (
+                name in _NAMED and _NAMED[name].secret)}
 
     def __eq__(self, other):
         if type(self) is not type(other):  # default_storage, a LazyObject, knows better

@@ -2849,6 +2849,8 @@ def test_the_constructor_of_2008_and_what_it_leaves_behind():
     for twin in (copy.copy(storage), copy.deepcopy(storage)):
         assert twin.deconstruct() == storage.deconstruct() and twin.secret_key == 'SECRETKEY'
     pytest.raises(TypeError, S3Storage, *'abcdef').match('positional')
+    off = S3Storage('b', access_key=None, proxies=False)  # what switches settings off is no secret
+    assert pickle.loads(pickle.dumps(off)) == off
 
 
 SSE_KEY = 'x-amz-server-side-encryption-customer-key'
@@ -2862,6 +2864,7 @@ SSE_KEY = 'x-amz-server-side-encryption-customer-key'
         {'bucket_name': 'b', 'endpoint_url': 'http://127.0.0.1:1', 'max_attempts': 1},
         {'bucket_name': 'b', 'headers': {SSE_KEY: 'SECRETKEY', 'bad name': ''}},
         {'secret_key': b'SECRETKEY', 'max_attempts': 'x'},
+        {'bucket_name': 'b', 'proxies': {'http': 'socks5://u:SECRETKEY@proxy'}},
         {'bucket_name': 'b', 'endpoint_url': 'https://127.0.0.1:1', 'verify': '/none', 'proxies': {
             'https': 'http://u:SECRETKEY@127.0.0.1:1'}})] + [
     ({}, {'AWS_SECRET_ACCESS_KEY': 'SECRETKEY', 'AWS_S3_MAX_ATTEMPTS': 'x',
@@ -3057,6 +3060,9 @@ def test_what_a_subclass_returns_is_in_no_frame(memory):
     class Keyed(S3Storage):
         secret_key = property(lambda self: 'SECRETKEY')
 
+    class Proxied(S3Storage):
+        proxies = property(lambda self: {'http': 'socks5://u:SECRETKEY@proxy'})
+
     class Vault(S3Storage):
         more = {}
 
@@ -3064,9 +3070,12 @@ def test_what_a_subclass_returns_is_in_no_frame(memory):
             return dict({'SSECustomerAlgorithm': 'AES256', 'SSECustomerKey': 'SECRETKEY'},
                         **self.more)
 
-    with pytest.raises(ImproperlyConfigured) as caught:
-        Keyed(bucket_name='b', region_name='r').exists('a')
-    assert 'SECRETKEY' not in reported(caught.value) + repr(Keyed().config)
+    for call in (partial(Keyed('b', region_name='r').exists, 'a'), partial(
+            Proxied('b').exists, 'a'), partial(
+                setattr, S3Storage(), 'proxies', Proxied.proxies.fget(None))):
+        with pytest.raises(ImproperlyConfigured) as caught:
+            call()
+        assert 'SECRETKEY' not in reported(caught.value) + repr(Keyed().config)
     storage = Vault(**storage_on(memory)._options)
     for more in {}, {'Bogus': 1}, {'ContentDisposition': 'Zoë'}, {'Metadata': {'a': 5}}:
         storage.more = more
