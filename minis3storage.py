@@ -2733,7 +2733,7 @@ class S3Storage(Options, files.Storage):
                            '(addressing_style, AWS_S3_ADDRESSING_STYLE)', config.bucket_name)
         # One place alone: whoever names two would be surprised by either. With none AWS's are
         # asked, by one source for all, since tenants by the hundred share them.
-        lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given)] * bool(given)
+        lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given)] if given else []
         if config.credentials is not None:
             lookups += [('credentials (AWS_S3_CREDENTIALS)', config.credentials or Anonymous)]
         if len(lookups) + bool(config.session_profile) > 1:
@@ -2923,7 +2923,7 @@ class S3Storage(Options, files.Storage):
         whose headers must then be sent. Not signed if `querystring_auth` is False, nor with
         `custom_domain` but by `cloudfront_signer`. A trailing slash is kept. No request is made.
         """
-        key = self._key(name) + '/' * str(name).endswith(('/', '\\'))
+        key = self._key(name) + ('/' if str(name).endswith(('/', '\\')) else '')
         config, bucket, method = self.config, self._bucket(), (http_method or 'GET').upper()
         parameters = Secret.of(parameters)
         query, headers = url_parameters(method, parameters) if parameters else ((), ())
@@ -3286,9 +3286,9 @@ def _check_place(step, alias):
             raise ValueError('%r is a %s, not of minis3storage' % (alias, kind))
         config, bucket, (_, _, places) = storage.config, storage._bucket(), storage._resolve()
         url = '%s://%s%s' % bucket._location('')
-        say('http: anyone on the way can read and change it' * url.startswith('http:'))
+        say(url.startswith('http:') and 'http: anyone on the way can read and change it')
         acl = storage._headers('check').get('x-amz-acl') or config.default_acl or ''
-        say('ACL %s: all the world can read what is saved' % acl * acl.startswith('public'))
+        say(acl.startswith('public') and 'ACL %s: all the world can read what is saved' % acl)
     for name, value in config._asdict().items():
         if places[name] != 'default' or name == 'file_overwrite':
             if callable(value):  # Trap: a partial's repr tells what it was given
@@ -3307,8 +3307,8 @@ def _check_place(step, alias):
     with step('credentials', fatal=True) as say:
         credentials = bucket.credentials.get()
         say('%r from %s' % (credentials, bucket.credentials._kept[2]))
-        say('URLs for %d s end sooner, with them' % config.querystring_expire * (
-            credentials.lasts(utcnow()) < config.querystring_expire))
+        if credentials.lasts(utcnow()) < config.querystring_expire:
+            say('URLs for %d s end sooner, with them' % config.querystring_expire)
     return storage
 
 
@@ -3334,7 +3334,7 @@ def _check_access(step, storage):
         say('%d bytes' % len(storage.open(name).read()))
     with step('range') as say:
         part = bucket.get_object(key, 1, 5, headers=access_headers(headers)).read(len(body))
-        say('ignored: reading parts of a file is slow' * (part != body[1:5]))
+        say(part != body[1:5] and 'ignored: reading parts of a file is slow')
     # Without it only the look protects, with which save() begins: not from who saves meanwhile.
     with step('If-None-Match') as say, contextlib.suppress(FileExistsError):
         bucket.put_object(key, body, headers, if_none_match=True)
