@@ -2151,6 +2151,7 @@ from django.contrib.staticfiles.storage import ManifestFilesMixin  # noqa: E402
 from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
 from django.core.files import storage as files  # noqa: E402
 from django.core.files.base import ContentFile, File  # noqa: E402
+from django.core.files.storage import Storage, default_storage  # noqa: E402
 from django.core.signals import setting_changed  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
@@ -2572,7 +2573,7 @@ BucketOptions = collections.namedtuple(
     'proxies connect_timeout read_timeout deadline max_attempts checksums')
 
 
-class S3Storage(Options, files.Storage):
+class S3Storage(Options, Storage):
     """Django's file storage on S3.
 
     ``S3Storage(**options)``, or positionally as in 2008: bucket, access key, secret key, ACL,
@@ -3147,11 +3148,11 @@ class S3StaticStorage(S3Storage):
 
     def _shares_location(self):
         """Tell whether files of others may lie below `location`."""
-        mine, default = self.config, files.default_storage
+        mine, other = self.config, default_storage
         return not mine.location or (
-            isinstance(default, S3Storage) and default.bucket_name == mine.bucket_name and (
-                mine.location.startswith(default.location)
-                or default.location.startswith(mine.location)))
+            isinstance(other, S3Storage) and other.bucket_name == mine.bucket_name and (
+                mine.location.startswith(other.location)
+                or other.location.startswith(mine.location)))
 
     def _bucket(self):
         """Return the Bucket; in a run its stand-in."""
@@ -3280,7 +3281,7 @@ def _check_place(step, alias):
         if django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE'):
             # Trap: without a word; the files then go to the disk.
             say('Django 5.1 and later ignore DEFAULT_FILE_STORAGE: write STORAGES')
-        storage = getattr(files, 'storages', {'default': files.default_storage})[alias]
+        storage = getattr(files, 'storages', {'default': default_storage})[alias]
         if not hasattr(storage, '_bucket'):
             kind = storage.__class__.__name__  # Trap: default_storage's type() is its proxy's
             raise ValueError('%r is a %s, not of minis3storage' % (alias, kind))
