@@ -2887,13 +2887,17 @@ def test_no_secret_in_pickles_of_subclasses():
         def __init__(self, key):
             super().__init__('b', 'a', key)
 
+    class Sealed(S3Storage):
+        def __init__(self, secret_key):
+            super().__init__('b', 'a', secret_key[::-1])
+
     class Labelled(S3Storage):
         def __init__(self, bucket, tenant, label):
             super().__init__(bucket, location=tenant)
     pytest.raises(ValueError, Positional('b', 'a', 'SECRETKEY').deconstruct).match('by position')
     headers = {SSE_KEY: 'SECRETKEY', 'Cache-Control': 'max-age=1'}
     for storage, arguments in (
-            (Renamed(key='SECRETKEY'), '((), {})'),
+            (Renamed(key='SECRETKEY'), '((), {})'), (Sealed(secret_key='YEKTERCES'), '((), {})'),
             (Labelled('b', 'acme', label='gold'), "(('b', 'acme'), {'label': 'gold'})"),
             (S3Storage(headers=headers), "((), {'headers': {'Cache-Control': 'max-age=1'}})")):
         assert repr(storage.deconstruct()[1:]) == arguments
@@ -4346,7 +4350,7 @@ def test_public_names_are_documented_and_annotated():
 @pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
 def test_the_file_stays_readable():
     assert len(LINES) <= 3382 and max(map(len, LINES)) <= 99
-    assert len(read('test_minis3storage.py').splitlines()) <= 4435
+    assert len(read('test_minis3storage.py').splitlines()) <= 4439
     prose = {number for number, line in enumerate(LINES, 1) if line.strip().startswith('#')}
     too_long = []
     for node in ast.walk(TREE):
