@@ -3148,11 +3148,10 @@ class S3StaticStorage(S3Storage):
 
     def _shares_location(self):
         """Tell whether files of others may lie below `location`."""
-        mine, other = self.config, default_storage
-        return not mine.location or (
-            isinstance(other, S3Storage) and other.bucket_name == mine.bucket_name and (
-                mine.location.startswith(other.location)
-                or other.location.startswith(mine.location)))
+        mine = self.config
+        theirs = default_storage.config if isinstance(default_storage, S3Storage) else None
+        return not mine.location or theirs and theirs.bucket_name == mine.bucket_name and (
+            mine.location.startswith(theirs.location) or theirs.location.startswith(mine.location))
 
     def _bucket(self):
         """Return the Bucket; in a run its stand-in."""
