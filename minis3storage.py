@@ -2541,11 +2541,11 @@ S3StorageFile = S3File  #: the name in the 2008 file
 
 #: Types of the web that `mimetypes` lacks, or has otherwise, in some version of Python.
 CONTENT_TYPES = {
-    '.avif': 'image/avif', '.css': 'text/css', '.js': 'text/javascript',
-    '.json': 'application/json', '.map': 'application/json', '.md': 'text/markdown',
-    '.mjs': 'text/javascript', '.otf': 'font/otf', '.svg': 'image/svg+xml', '.ttf': 'font/ttf',
-    '.wasm': 'application/wasm', '.webmanifest': 'application/manifest+json',
-    '.webp': 'image/webp', '.woff': 'font/woff', '.woff2': 'font/woff2'}
+    '.avif': 'image/avif', '.css': 'text/css', '.js': 'text/javascript', '.md': 'text/markdown',
+    '.json': 'application/json', '.map': 'application/json', '.mjs': 'text/javascript',
+    '.otf': 'font/otf', '.svg': 'image/svg+xml', '.ttf': 'font/ttf', '.wasm': 'application/wasm',
+    '.webmanifest': 'application/manifest+json', '.webp': 'image/webp', '.woff': 'font/woff',
+    '.woff2': 'font/woff2'}
 
 #: Most names: nothing in them is to be cleaned. Gives 3 us of an exists().
 _is_plain = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)*\Z', re.ASCII).match
@@ -2645,9 +2645,8 @@ class S3Storage(Options, Storage):
             raise ValueError('%s takes its secret key by position, where a migration or a pickle '
                              'would show it: take it by keyword' % cls.__name__)
         return '%s.%s' % (cls.__module__, cls.__qualname__), tuple(map(shown, args)), {
-            name: shown(value) for name, value in kwargs.items()
-            if not value or value not in secrets and not (
-                name in _NAMED and _NAMED[name].secret)}
+            name: shown(value) for name, value in kwargs.items() if not value
+            or value not in secrets and not (name in _NAMED and _NAMED[name].secret)}
 
     def __eq__(self, other):
         if type(self) is not type(other):  # default_storage, a LazyObject, knows better
