@@ -381,7 +381,8 @@ class Signer:
         self.credentials, self.region, self.service = credentials, region, service
         # The last day, its scope, its key: replaced in one assignment, without a lock.
         self._day = '', '', b''
-        self._query = (), ''  # the last URL's: those of a page differ in the key alone
+        # The last URL's: those of a page differ in the key alone.
+        self._query = (), ''  # type: tuple
         self._told = False  # that URLs end with the credentials: once is enough
 
     def scope(self, stamp: str) -> str:
@@ -2178,9 +2179,7 @@ class Writer(io.RawIOBase):
 import django  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.contrib.staticfiles.storage import ManifestFilesMixin  # noqa: E402
-from django.core.exceptions import (  # noqa: E402
-    ImproperlyConfigured, SuspiciousFileOperation,
-)
+from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
 from django.core.files import storage as files  # noqa: E402
 from django.core.files.base import ContentFile, File  # noqa: E402
 from django.core.files.storage import Storage, default_storage  # noqa: E402
@@ -2191,16 +2190,15 @@ from django.utils import timezone  # noqa: E402
 #
 # First the converters: each takes what was written, in Python, in settings or in the environment,
 # and returns the value or raises a ValueError that says what is wanted. Then Option, which knows
-# where a value may stand, Options, where each is declared, and Configured, which resolves all of
-# them once and again when a setting changes: url() would else take fifty times as long. To add an
-# option, declare it with its comment in Options: README's table and `check` are read from there.
+# where a value may stand, and Options, where each is declared. To add one, declare it with its
+# comment there: README's table and `check` are made of it.
 
 
 def _text(value):
     """Return text; a path is taken as text too."""
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError('text is wanted, not %s' % type(value).__name__)
-    return value if isinstance(value, str) else str(value)
+    return os.fspath(value)
 
 
 def _flag(value):
@@ -2213,7 +2211,7 @@ def _flag(value):
 
 def _pairs(value):
     """Return a mapping as sorted pairs, which can be compared and hashed."""
-    value = dict(value) if hasattr(value, 'items') else {'': ''}
+    value = Secret.of(dict(value)) if hasattr(value, 'items') else {'': ''}
     if not all(re.match(r'(https?://)?([^/]*@)?(\[[^/@]+\]|[^/@:]+)(:\d+)?/?\Z', str(url))
                for url in value.values()):
         raise ValueError('like {"https": "http://user:password@proxy:3128"}, percent-encoded')
@@ -2232,13 +2230,12 @@ def _words(value):
 
 
 def _parameters(value):
-    """Return a mapping of S3's parameters of an upload; object_headers() checks the names."""
-    object_headers(value)
+    object_headers(value)  # it checks the names
     return Secret.of(dict(value))
 
 
 def _function(value):
-    """Return a callable that is the value itself, it is not asked for the value; or False."""
+    """Return False, or a callable that is the value itself: it is not asked for it."""
     if value is not False and not callable(value):
         raise ValueError('a callable is wanted, not %.80r' % (value,))
     return value
@@ -2268,14 +2265,14 @@ def _number(least, most, kind=int):
 
 def _prefix(value):
     """Return a location as a prefix of keys: '' or with a slash at its end."""
-    parts = _text(value).rstrip('/').split('/') if _text(value) else []
-    if not {'', '.', '..'}.isdisjoint(parts) or '\\' in _text(value):
+    text = _text(value).rstrip('/')
+    if value and (not {'', '.', '..'}.isdisjoint(text.split('/')) or '\\' in text):
         raise ValueError('a location is like "media" or "a/b", relative; not %r' % value)
-    return '/'.join(parts + ['']) if parts else ''
+    return text and text + '/'
 
 
 def _style(value):
-    """Return the addressing style that any of its names stands for."""
+    """Return the addressing style of any of its names."""
     value = value.lower() if isinstance(value, str) else value
     if value not in STYLES:
         raise ValueError('path, virtual, vanity or auto is wanted, not %.80r' % (value,))
@@ -2290,10 +2287,10 @@ def _domain(value):
 
 
 def _verify(value):
-    """Return a CA file's path, an SSLContext, False, or None for True."""
-    # An SSLContext is told by what it does: TLS is Transport's business.
-    return (None if value is True else value if value is False or hasattr(value, 'wrap_socket')
-            else _text(value))
+    """Return an SSLContext, False, a CA file's path, or None for True."""
+    if value is False or hasattr(value, 'wrap_socket'):  # Why not its class: ssl is Transport's
+        return value
+    return None if value is True else _text(value)
 
 
 class Option:
@@ -2301,9 +2298,9 @@ class Option:
 
     Looked up in this order: the constructor's argument (OPTIONS), a subclass's attribute,
     property or method, the Django `settings` in their order, the variables of `environ`, the
-    default. None, or False unless `keeps_false` gives it a meaning, in the constructor or a
-    subclass means the default and so switches a global setting off; None in
-    settings and an empty variable mean "not set". A callable is asked on each use.
+    default. In the first two None, and False unless `keeps_false`, mean the default: they switch
+    a global setting off. None in settings and an empty variable mean "not set". A callable is
+    asked on each use.
     """
 
     def __init__(self, default, settings, convert=_text, environ='', aliases='', secret=False,
@@ -2321,37 +2318,36 @@ class Option:
         config, asked, _ = storage._resolve()
         return self.ask(storage) if self.name in asked else getattr(config, self.name)
 
-    def find(self, storage: 'Configured') -> tuple:
+    def find(self, storage: 'S3Storage') -> tuple:
         """Return (value as written, where: constructor, subclass, settings, ... or default)."""
-        value, where = self._find(storage)
-        return Secret.of(value) if self.secret or isinstance(value, dict) else value, where
-
-    def _find(self, storage):
-        """Return the same, with secrets as they were written."""
         if self.name in storage._options:
             return storage._options[self.name], 'constructor'
         for cls in type(storage).__mro__:
             for name in [self.name] + self.aliases:
-                written = vars(cls).get(name, self)
-                if written is not self and not isinstance(written, Option):
-                    return written, 'subclass'
+                if not isinstance(vars(cls).get(name, self), Option):
+                    return self.veil(vars(cls)[name]), 'subclass'
         for name in self.settings:
             if getattr(settings, name, None) is not None:
-                return getattr(settings, name), 'settings'
+                return self.veil(getattr(settings, name)), 'settings'
         for name in self.environ:
             if os.environ.get(name):
-                return os.environ[name], 'environment'
-        return storage._defaults.get(self.name, self.default), 'default'
+                return self.veil(os.environ[name]), 'environment'
+        return None, 'default'
 
-    def ask(self, storage: 'Configured') -> Any:
+    def veil(self, value: Any) -> Any:
+        """Return `value` so that its repr tells no secret: locals end up in error reports."""
+        return Secret.of(value) if self.secret or isinstance(value, dict) else value
+
+    def ask(self, storage: 'S3Storage') -> Any:
         """Return the value of a property, method or other callable, cleaned."""
         value, where = self.find(storage)
         if where == 'subclass' and hasattr(value, '__get__'):
             value = value.__get__(storage, type(storage))  # as the class itself would bind it
         value = value() if callable(value) and self.convert is not _function else value
-        return self.clean(storage, Secret.of(value) if self.secret else value)
+        value = self.veil(value)
+        return self.clean(storage, value)
 
-    def clean(self, storage: 'Configured', value: Any) -> Any:
+    def clean(self, storage: 'S3Storage', value: Any) -> Any:
         """Return `value` converted and checked; ImproperlyConfigured says what is wanted."""
         default = storage._defaults.get(self.name, self.default)
         if value is None or value is default or value is False and not self.keeps_false:
@@ -2363,8 +2359,7 @@ class Option:
                 self.name, ', '.join(self.settings), error)) from None
 
 
-#: Goes up whenever Django reports a changed setting; storages then resolve afresh.
-_generation = [0]
+_generation = [0]  #: goes up with each change of a setting
 
 
 def _forget_settings(**_):
@@ -2477,41 +2472,12 @@ DECLARED = {name: option for name, option in vars(Options).items() if isinstance
 Config = collections.namedtuple('Config', list(DECLARED))  # type: ignore  #: option -> value
 
 
-class Configured(Options):
-    """What has options: given ones in `_options`, values in `config`."""
-
-    _options = {}  # type: dict
-    _defaults = {}  # type: dict  # where a class has another one than Options
-    _resolved = None  # type: Any
-
-    def _resolve(self):
-        """Return (Config, names asked on each use, {name: where}), resolved once a change."""
-        if self._resolved is None or self._resolved[0] != _generation[0]:
-            generation = _generation[0]
-            found = {name: option.find(self) for name, option in DECLARED.items()}
-            asked = frozenset(name for name, (value, _) in found.items()
-                              if callable(value) or hasattr(value, '__get__'))
-            config = Config(*(option.clean(self, None if name in asked else found[name][0])
-                              for name, option in DECLARED.items()))
-            self._resolved = generation, (
-                config, asked, {name: where for name, (_, where) in found.items()})
-        return self._resolved[1]
-
-    @property
-    def config(self) -> Any:
-        """The options' values, a Config. Those of callables are asked anew each time."""
-        config, asked, _ = self._resolve()
-        return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
-
-
 # ---- 10. Storages ------------------------------------------------------------------------------
 #
 # Django's dialect on top of S3's: a `name` is Django's, relative to the location; a `key` is S3's,
-# complete. They meet in S3Storage._key alone.
-#
-# A storage holds what its constructor was given and, for as long as the settings stay, the Config
-# made of it and the Bucket made of that. All else is on S3: nothing is remembered of an object
-# from one call to the next, but in a run of collectstatic.
+# complete. They meet in S3Storage._key alone. A storage holds what its constructor was given and,
+# while the settings stay, the Config made of it and the Bucket made of that. It remembers nothing
+# of an object from one call to the next, but in a run of collectstatic.
 
 
 def _no_boto(self, name):
@@ -2606,25 +2572,31 @@ class S3File(File):
 
 S3StorageFile = S3File  #: the name in the 2008 file
 
-
 #: Types of the web that `mimetypes` lacks, or has otherwise, in some version of Python.
 CONTENT_TYPES = {
-    '.avif': 'image/avif', '.css': 'text/css', '.js': 'text/javascript',
-    '.json': 'application/json', '.map': 'application/json', '.md': 'text/markdown',
-    '.mjs': 'text/javascript', '.otf': 'font/otf', '.svg': 'image/svg+xml', '.ttf': 'font/ttf',
-    '.wasm': 'application/wasm', '.webmanifest': 'application/manifest+json',
-    '.webp': 'image/webp', '.woff': 'font/woff', '.woff2': 'font/woff2'}
+    '.avif': 'image/avif', '.css': 'text/css', '.js': 'text/javascript', '.md': 'text/markdown',
+    '.json': 'application/json', '.map': 'application/json', '.mjs': 'text/javascript',
+    '.otf': 'font/otf', '.svg': 'image/svg+xml', '.ttf': 'font/ttf', '.wasm': 'application/wasm',
+    '.webmanifest': 'application/manifest+json', '.webp': 'image/webp', '.woff': 'font/woff',
+    '.woff2': 'font/woff2'}
 
 #: Most names: nothing in them is to be cleaned. Gives 3 us of an exists().
 _is_plain = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)*\Z', re.ASCII).match
-_NAMES = {alias: name for name, option in DECLARED.items() for alias in [name] + option.aliases}
-_SECRETS = frozenset(alias for alias, name in _NAMES.items() if DECLARED[name].secret)
+#: Names and aliases -> Option.
+_NAMED = {name: option for option in DECLARED.values() for name in [option.name] + option.aliases}
 
 
-def _veiled(options):
-    """Return `options` with what is or may be secret as Secret: locals end up in error reports."""
-    return {name: Secret.of(value) if name in _SECRETS or name not in _NAMES
-            or isinstance(value, dict) else value for name, value in options.items()}
+def _veiled(arguments):
+    """Return `arguments` with what is or may be secret as Secret."""
+    return {name: _NAMED[name].veil(value) if name in _NAMED else Secret.of(value)
+            for name, value in arguments.items()}
+
+
+def _size(content):
+    """Return the bytes of `content`, 0 if it does not tell: what cannot seek raises OSError."""
+    with contextlib.suppress(AttributeError, TypeError, ValueError, OSError):
+        return int(content.size)
+    return 0
 
 
 #: The options that make two configurations talk to the same place in the same way.
@@ -2634,7 +2606,7 @@ BucketOptions = collections.namedtuple(
     'proxies connect_timeout read_timeout deadline max_attempts checksums')
 
 
-class S3Storage(Configured, Storage):
+class S3Storage(Options, Storage):
     """Django's file storage on S3.
 
     ``S3Storage(**options)``, or positionally as in 2008: bucket, access key, secret key, ACL,
@@ -2645,8 +2617,10 @@ class S3Storage(Configured, Storage):
 
     __getattr__ = _no_boto
     default_content_type, _first_range = 'application/octet-stream', FIRST_RANGE
-    _arguments = _bucket_of = _latest = None  # type: Any  # what __new__ sets
+    _arguments = _options = _bucket_of = _latest = None  # type: Any  # what __new__ sets
     _POSITIONAL = ('bucket_name', 'access_key', 'secret_key', 'default_acl', 'addressing_style')
+    _defaults = {}  # type: dict  # where a class has others than Options
+    _resolved = None, ()  # type: tuple  # the settings' generation, and what _resolve() returns
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -2664,13 +2638,14 @@ class S3Storage(Configured, Storage):
         if count > len(self._POSITIONAL):
             raise TypeError('positional arguments are just %s' % ', '.join(self._POSITIONAL))
         for name, value in options.items():
-            if name not in _NAMES:
+            if name not in _NAMED:
                 near = [known for known in DECLARED if name in DECLARED[known].settings]
-                near = near or difflib.get_close_matches(name, _NAMES, 1)
+                near = near or difflib.get_close_matches(name, _NAMED, 1)
                 raise ImproperlyConfigured('%s has no option %r%s' % (
                     type(self).__name__, name, near and '; did you mean %r?' % near[0] or ''))
-            if self._options.setdefault(_NAMES[name], value) is not value:
-                raise ImproperlyConfigured('option %r is given twice' % _NAMES[name])
+            name = _NAMED[name].name
+            if self._options.setdefault(name, value) is not value:
+                raise ImproperlyConfigured('option %r is given twice' % name)
         # Read as attributes these win over what a subclass wrote, as they do in `config`.
         self.__dict__.update((name, DECLARED[name].clean(self, value))
                              for name, value in self._options.items() if not callable(value))
@@ -2678,10 +2653,12 @@ class S3Storage(Configured, Storage):
     def __setattr__(self, name, value):
         # An option may be set on the instance too, as subclasses of the old file do, before and
         # after they call this constructor. It counts at once, and like a constructor's argument.
-        if name in _NAMES and not isinstance(getattr(type(self), name, None), property):
-            self._options[_NAMES[name]], self._resolved = value, None
-            value = value if callable(value) else DECLARED[_NAMES[name]].clean(self, value)
-            vars(self)[_NAMES[name]] = value  # what an alias says, the option's own name says too
+        option = _NAMED.get(name)
+        if option and not isinstance(getattr(type(self), name, None), property):
+            self._options[option.name] = value = option.veil(value)
+            self._resolved = None, ()
+            value = value if callable(value) else option.clean(self, value)
+            vars(self)[option.name] = value  # what an alias says, the option's own name says too
         super().__setattr__(name, value)
 
     def deconstruct(self) -> tuple:
@@ -2689,21 +2666,21 @@ class S3Storage(Configured, Storage):
 
         Both are files that others read; a storage made of them takes the secrets from settings.
         """
+        def shown(value):
+            """Return what may be shown of it, by repr(), which tells nothing of a Secret."""
+            if isinstance(value, dict):
+                return {name: each for name, each in value.items()
+                        if not _SECRET_HEADERS.search(str(name).lower())}
+            return str(value) if isinstance(value, Secret) else value
         cls, (args, kwargs) = type(self), self._arguments
         secrets = [value for name, value in self._options.items()
                    if DECLARED[name].secret and value]
         if any(value in secrets for value in args):
             raise ValueError('%s takes its secret key by position, where a migration or a pickle '
                              'would show it: take it by keyword' % cls.__name__)
-        # A migration is written with repr(), and a Secret's tells nothing.
-        args = tuple(str(value) if isinstance(value, Secret) else value for value in args)
-        public = {name: str(value) if isinstance(value, Secret) else value for name, value in
-                  kwargs.items() if name not in _SECRETS and value not in secrets}  # type: Any
-        for option in 'headers', 'object_parameters':
-            if isinstance(public.get(option), dict):
-                public[option] = {name: value for name, value in public[option].items()
-                                  if not _SECRET_HEADERS.search(name.lower())}
-        return '%s.%s' % (cls.__module__, cls.__qualname__), args, public
+        return '%s.%s' % (cls.__module__, cls.__qualname__), tuple(map(shown, args)), {
+            name: shown(value) for name, value in kwargs.items() if not value
+            or value not in secrets and not (name in _NAMED and _NAMED[name].secret)}
 
     def __eq__(self, other):
         if type(self) is not type(other):  # default_storage, a LazyObject, knows better
@@ -2726,6 +2703,28 @@ class S3Storage(Configured, Storage):
 
     # From options to a bucket, from names to keys.
 
+    def _resolve(self):
+        """Return (Config, names of what is asked on each use, {name: where}).
+
+        Once, and again when a setting changes: url() would else take fifty times as long.
+        """
+        generation, resolved = _generation[0], self._resolved
+        if resolved[0] != generation:
+            found = {name: option.find(self) for name, option in DECLARED.items()}
+            asked = {name for name, (value, _) in found.items()
+                     if callable(value) or hasattr(value, '__get__')}
+            config = Config(*(option.clean(self, None if name in asked else found[name][0])
+                              for name, option in DECLARED.items()))
+            places = {name: where for name, (_, where) in found.items()}
+            resolved = self._resolved = generation, (config, asked, places)
+        return resolved[1]
+
+    @property
+    def config(self) -> Any:
+        """The options' values. Those of callables are asked anew each time."""
+        config, asked, _ = self._resolve()
+        return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
+
     def _given_credentials(self, config):
         """Return the options' Credentials or None; both keys from one place, or it is an error."""
         keys, places = (config.access_key, config.secret_key), self._resolve()[2]
@@ -2733,12 +2732,11 @@ class S3Storage(Configured, Storage):
         if any(keys) and (not all(keys) or key != secret):
             raise ImproperlyConfigured('access_key (from: %s) and secret_key (from: %s) must come '
                                        'together, from one place: set both' % (key, secret))
-        same = config.security_token if token == key else ''
         # As in the environment: with two sets the token is that of the plain names.
-        if key == 'settings' and all(getattr(settings, n, None) for n in (
-                'AWS_S3_ACCESS_KEY_ID', 'AWS_ACCESS_KEY_ID')):
-            same = ''
-        return Credentials(*keys, same) if keys[0] else None
+        two_sets = key == 'settings' and all(
+            getattr(settings, name, None) for name in DECLARED['access_key'].settings)
+        own = config.security_token if token == key and not two_sets else ''
+        return Credentials(*keys, own) if keys[0] else None
 
     def _bucket(self) -> Bucket:
         """Return the Bucket of the options as they are now, the same one while they stay."""
@@ -2756,33 +2754,33 @@ class S3Storage(Configured, Storage):
         """Return a Bucket of `config`, BucketOptions; `generation` only makes the cache miss."""
         if not config.bucket_name:
             raise ImproperlyConfigured('no bucket: set bucket_name (AWS_STORAGE_BUCKET_NAME)')
-        endpoint, given = config.endpoint_url or None, self._given_credentials(config)
-        region = config.region_name or endpoint and endpoint_region(endpoint) or next(
+        endpoint, given = config.endpoint_url, self._given_credentials(config)
+        named = config.region_name or endpoint and endpoint_region(endpoint) or next(
             (found['region'] for found in profile(os.environ, config.session_profile)
              if 'region' in found), None)
+        region = named or 'us-east-1'
         if endpoint is None and not config.use_ssl:
-            endpoint = aws_endpoint(region or 'us-east-1', 'http')
+            endpoint = aws_endpoint(region, 'http')
         secure = endpoint is None or endpoint.startswith('https:')
         if config.addressing_style == 'virtual' and secure and '.' in config.bucket_name:
             logger.warning('bucket %s has dots, which no certificate covers: path style is used '
                            '(addressing_style, AWS_S3_ADDRESSING_STYLE)', config.bucket_name)
         # One place alone: whoever names two would be surprised by either. With none AWS's are
         # asked, by one source for all, since tenants by the hundred share them.
-        lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given)] * bool(given)
+        lookups = [('the settings (AWS_ACCESS_KEY_ID)', lambda: given)] if given else []
         if config.credentials is not None:
             lookups += [('credentials (AWS_S3_CREDENTIALS)', config.credentials or Anonymous)]
         if len(lookups) + bool(config.session_profile) > 1:
             raise ImproperlyConfigured('access_key, credentials and session_profile: give one of '
                                        'them, and None for the others')
-        bucket = Bucket(
-            config.bucket_name, CredentialSource(*lookups) if lookups else aws_source(
-                config.session_profile, region or 'us-east-1', config.verify, config.proxies),
-            region or 'us-east-1', endpoint, config.addressing_style,
-            Transport(config.verify, None if config.proxies is None else dict(config.proxies),
-                      config.connect_timeout, config.read_timeout),
-            config.checksums, config.max_attempts, config.deadline,
-            public_endpoint=config.public_endpoint_url)
-        bucket.region_guessed = not region and is_aws(bucket.address().host)
+        source = CredentialSource(*lookups) if lookups else aws_source(
+            config.session_profile, region, config.verify, config.proxies)
+        transport = Transport(config.verify, None if config.proxies is None else dict(
+            config.proxies), config.connect_timeout, config.read_timeout)
+        bucket = Bucket(config.bucket_name, source, region, endpoint, config.addressing_style,
+                        transport, config.checksums, config.max_attempts, config.deadline,
+                        public_endpoint=config.public_endpoint_url)
+        bucket.region_guessed = not named and is_aws(bucket.address().host)
         return bucket
 
     def _clean(self, name):
@@ -2792,21 +2790,21 @@ class S3Storage(Configured, Storage):
             return name
         text = str(name).replace('\\', '/')
         parts = [part for part in text.split('/') if part not in ('', '.')]
+        clean = '/'.join(parts)
         why = ('is no text' if not isinstance(name, (str, os.PathLike)) else
                'is absolute' if text.startswith('/') else
                'holds ".."' if '..' in parts else
                'is empty' if not parts else
                'holds control characters' if re.search('[\x00-\x1f\x7f-\x9f]', text) else
-               'holds lone surrogates' if re.search('[\ud800-\udfff]', text) else '')
-        clean = '/'.join(parts)
-        if not why and len((self.config.location + clean).encode()) > KEY_LIMIT:
-            why = 'makes a key of more than %d bytes' % KEY_LIMIT
+               'holds lone surrogates' if re.search('[\ud800-\udfff]', text) else
+               'makes a key of more than %d bytes' % KEY_LIMIT if len(
+                   (self.config.location + clean).encode()) > KEY_LIMIT else '')
         if why:
             raise SuspiciousFileOperation('The name %.200r %s' % (text, why))
         return clean
 
     def _key(self, name):
-        """Return the key of `name`: `name` is Django's, relative; `key` is S3's, complete."""
+        """Return the key of `name`."""
         return self.config.location + self._clean(name)
 
     def get_object_parameters(self, name: str) -> dict:
@@ -2849,33 +2847,29 @@ class S3Storage(Configured, Storage):
         takes the name between the look and the write, S3 refuses the write and the next name is
         looked for; FileExistsError if the content cannot be read again.
         """
-        taken = None
-        for _ in range(20):
+        taken = []  # type: list
+        while True:
             try:
                 return super().save(name, content, max_length=max_length)
             except PreconditionFailed as error:
-                failure = error
-            try:
-                content.seek(0)
-            except (AttributeError, OSError, ValueError):
-                break
-            if failure.filename == taken:  # a subclass insists on it: file_overwrite allows it
-                break
-            taken = failure.filename
-        raise failure
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    content.seek(0)
+                    # A name twice: a subclass insists on it. It may, with file_overwrite.
+                    if error.filename not in taken and len(taken) < 19:
+                        taken.append(error.filename)
+                        continue
+                raise
 
     def _save(self, name, content):
         """Store `content`, whole or not at all; PreconditionFailed if the name is taken."""
-        name, size = self._clean(name), None
-        with contextlib.suppress(AttributeError, TypeError, ValueError, OSError):
-            size = int(content.size)  # Fact: File.size raises OSError for what cannot tell()
+        name = self._clean(name)
         with self._writer(name, getattr(content, 'content_type', None),
-                          not self.config.file_overwrite, size) as out:
+                          not self.config.file_overwrite, _size(content)) as out:
             for chunk in content.chunks():
                 out.write(chunk.encode() if isinstance(chunk, str) else chunk)
         return name
 
-    def _writer(self, name, content_type=None, exclusive=False, size=None):
+    def _writer(self, name, content_type=None, exclusive=False, size=0):
         """Return a Writer for `name`; `size` is an aid for the length of parts, it may lie."""
         config, headers = self.config, self._headers(name)
         if 'content-type' not in headers:
@@ -2898,13 +2892,11 @@ class S3Storage(Configured, Storage):
         name = self._clean(name)
         if not self.config.file_overwrite:
             return super().get_available_name(name, max_length=max_length)
-        excess = len(name) - (max_length or len(name))
-        if excess <= 0:
-            return name
+        excess = max(0, len(name) - (max_length or len(name)))
         root, extension = posixpath.splitext(name)
         if excess >= len(posixpath.basename(root)):
             raise SuspiciousFileOperation('%.200r cannot be cut to %s' % (name, max_length))
-        return root[:-excess] + extension
+        return root[:len(root) - excess] + extension
 
     def exists(self, name: str) -> bool:
         """Tell whether there is an object; '' is True. Raises if S3 does not tell, as on 403."""
@@ -2931,13 +2923,15 @@ class S3Storage(Configured, Storage):
         return int(head['content-length'])
 
     def get_modified_time(self, name: str) -> datetime.datetime:
-        """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE."""
+        """Return when it was stored: aware if USE_TZ, else naive in TIME_ZONE.
+
+        FileNotFoundError if there is none, NotImplementedError if no time was answered.
+        """
         moment = parse_http_date(self._head(name).get('last-modified'))
         if moment is None:
-            raise S3Error(errno.EBADMSG, 'S3 answered no Last-Modified', name)
-        if settings.USE_TZ:
-            return moment
-        return timezone.make_naive(moment, timezone.get_default_timezone())
+            raise NotImplementedError('no Last-Modified was answered for %.200r' % name)
+        return moment if settings.USE_TZ else timezone.make_naive(
+            moment, timezone.get_default_timezone())
 
     def listdir(self, path: str) -> Tuple[list, list]:
         """Return (directories, files) in `path`, names only; both empty if there is none.
@@ -2964,7 +2958,7 @@ class S3Storage(Configured, Storage):
         whose headers must then be sent. Not signed if `querystring_auth` is False, nor with
         `custom_domain` but by `cloudfront_signer`. A trailing slash is kept. No request is made.
         """
-        key = self._key(name) + '/' * str(name).endswith(('/', '\\'))
+        key = self._key(name) + ('/' if str(name).endswith(('/', '\\')) else '')
         config, bucket, method = self.config, self._bucket(), (http_method or 'GET').upper()
         parameters = Secret.of(parameters)
         query, headers = url_parameters(method, parameters) if parameters else ((), ())
@@ -3000,9 +2994,9 @@ class S3Storage(Configured, Storage):
         now, window = self._bucket().now(), self.config.querystring_window
         expires = self.config.querystring_expire if expire is None else expire
         if window:
-            seconds = int(now.timestamp())
-            seconds -= (seconds - zlib.crc32(key.encode())) % window  # not all keys at one moment
-            now, expires = datetime.datetime.fromtimestamp(seconds, now.tzinfo), expires + window
+            # Why the sum: not all keys are to change at one moment.
+            age = (int(now.timestamp()) - zlib.crc32(key.encode())) % window
+            now, expires = now - datetime.timedelta(seconds=age), expires + window
         return now, expires
 
     def presigned_post(self, name: str, expire: Optional[int] = None,
@@ -3039,15 +3033,14 @@ class _Run:
     so 0 means that each call ends its work, and raises its error. `held` maps keys that are to be
     deleted to Entry: a save drops the key, and nothing is missing meanwhile. `sources` maps
     names to functions that open them, while Django post-processes. `waits` tells that our
-    post_process is still to come, `over` that it was: no call comes after what is done then.
+    post_process is still to come, `over` that it was: each call does its work at once then.
     """
 
     def __init__(self, bucket, location, command):
         self.bucket, self.clear = bucket, command.clear
         self.post_process = command.post_process and not command.dry_run
-        self.waits, self.over, self.told = False, False, ''  # told: see create_multipart_upload
+        self.over, self.told = False, ''  # told: see create_multipart_upload
         self.known, self.queued, self.held, self.sources = {}, {}, {}, {}
-        self.ahead = 0  # until it is known that `waits`
         for page in bucket.list_objects(location):
             for entry in page.contents:  # --clear writes all anew: nothing equals a size of -1
                 self.add(entry._replace(size=-1) if self.clear else entry)
@@ -3067,10 +3060,6 @@ class _Run:
             del self.queued[key]
         return self.known.get(key)
 
-    def forget(self, key):
-        """Take `key` for not stored: its save failed, and may be tried again."""
-        self.known.pop(key, None), self.queued.pop(key, None)
-
     def settle(self, most=0):
         """Wait until no more than `most` uploads are on their way; raise the error of one."""
         while len(self.queued) > most:
@@ -3084,12 +3073,6 @@ class _Run:
         for start in range(0, len(self.held), 1000):
             self.bucket.delete_objects(sorted(self.held)[start:start + 1000])
         self.held.clear()
-
-    def finish(self):
-        """Do all that is left; from now on each call does its work at once."""
-        self.flush()
-        self.sources, self.ahead, self.over = {}, 0, True
-        self.waits = self.post_process = False
 
     def keeps(self, key, size, etag, headers):
         """Tell whether the object has the content of this `etag` already; know it as stored.
@@ -3107,13 +3090,17 @@ class _Run:
     # The Bucket's methods, as S3Storage calls them.
 
     def head_object(self, key, headers=()):
-        """Return what the listing tells of an object; nothing of a directory, which is there."""
+        """Return what the listing tells of an object; nothing of a directory, which is there.
+
+        No time in a run, and so Django has the contents compared: what is deployed may be older
+        than what is stored, as it is after a rollback.
+        """
         entry = self.find(key)
         if not entry and key + '/' not in self.known:
             raise NoSuchKey(errno.ENOENT, 'not in the listing', key)
         return {} if not entry else {
             'content-length': entry.size, 'content-encoding': 'gzip',  # maybe: size() has to look
-            'last-modified': format_datetime(entry.last_modified, usegmt=True)}
+            'last-modified': self.over and format_datetime(entry.last_modified, usegmt=True)}
 
     def list_objects(self, prefix, delimiter):
         """Return the one page of what lies right below `prefix`."""
@@ -3187,18 +3174,18 @@ class S3StaticStorage(S3Storage):
                     runs[self] = _Run(super()._bucket(), self.config.location, command)
                 run = runs[self]
                 # Trap: post_process of another storage, or not ours, does not wait for us.
-                if (command.post_process and not run.over and own is self
-                        and type(self).post_process.__module__ == __name__):
-                    run.waits, run.ahead = True, self._sizes()[1] - 1
+                run.waits = (command.post_process and not run.over and own is self
+                             and type(self).post_process.__module__ == __name__)
+                run.ahead = self._sizes()[1] - 1 if run.waits else 0
                 return run
             frame = frame.f_back
 
     def _shares_location(self):
         """Tell whether files of others may lie below `location`."""
-        mine, other = self.location, default_storage
-        return not mine or isinstance(other, S3Storage) and other.bucket_name == (
-            self.bucket_name) and os.path.commonprefix([mine, other.location]) in (
-                mine, other.location)
+        mine = self.config
+        theirs = default_storage.config if isinstance(default_storage, S3Storage) else None
+        return not mine.location or theirs and theirs.bucket_name == mine.bucket_name and (
+            mine.location.startswith(theirs.location) or theirs.location.startswith(mine.location))
 
     def _bucket(self):
         """Return the Bucket; in a run its stand-in."""
@@ -3220,41 +3207,33 @@ class S3StaticStorage(S3Storage):
             return run.sources[name]()
         return super()._open(name, mode)
 
-    def get_modified_time(self, name: str) -> datetime.datetime:
-        """Return when it was stored. In a run nothing, and so Django has the contents compared:
-
-        what is deployed may be older than what is stored, as it is after a rollback.
-        """
-        run = self._run()
-        if run and not run.over:
-            raise NotImplementedError('in a run of collectstatic times say nothing')
-        return super().get_modified_time(name)
-
     def _save(self, name, content):
         """Store `content`, unless it is stored; what takes parts is looked at beforehand."""
-        run, name, etag, part_size = self._run(), self._clean(name), '', self.config.part_size
-        if run and md5() and getattr(content, 'size', 0) > part_size and content.seekable():
+        run, name, size, etag = self._run(), self._clean(name), _size(content), ''
+        if not run:
+            return super()._save(name, content)
+        if md5() and size > self.config.part_size and content.seekable():
             # Fact: the ETag of what was uploaded in parts is the MD5 of theirs, and their number.
-            parts = [md5(part.encode() if isinstance(part, str) else part).digest()
-                     for part in content.chunks(part_length(1, 0, part_size, content.size))]
+            parts = [md5(part.encode() if isinstance(part, str) else part).digest() for part in
+                     content.chunks(part_length(1, 0, self.config.part_size, size))]
             etag = '%s-%d' % (md5(b''.join(parts)).hexdigest(), len(parts))
-        if not etag or not run.keeps(self._key(name), content.size, etag, self._headers(name)):
-            if run:
-                run.told = etag
+        if not etag or not run.keeps(self._key(name), size, etag, self._headers(name)):
+            run.told = etag
             try:
                 super()._save(name, content)
             except BaseException:  # some callers try again: it must not pass for stored
-                if run:
-                    run.forget(self._key(name))
+                run.known.pop(self._key(name), None), run.queued.pop(self._key(name), None)
                 raise
-        if run and not run.waits:
+        if not run.waits:
             run.flush()
         return name
 
     def post_process(self, paths: dict, dry_run: bool = False, **options: Any) -> Iterable:
         """Wait for the uploads, then delete what --clear left; Django's last call in a run."""
-        if self._run():
-            self._run().finish()
+        run = self._run()
+        if run:
+            run.flush()
+            run.sources, run.over = {}, True
         return []
 
 
@@ -3267,20 +3246,23 @@ class S3ManifestStaticStorage(ManifestFilesMixin, S3StaticStorage):
 
     def read_manifest(self: Any) -> Optional[str]:  # type: ignore[override]
         """Return the manifest, None if there is none, or in a run that makes a new one."""
-        if not getattr(self._run(), 'post_process', False):
-            # Trap: Django before 3.0 takes any OSError, a 503 too, for a missing manifest.
-            with contextlib.suppress(FileNotFoundError):
-                with getattr(self, 'manifest_storage', self).open(self.manifest_name) as manifest:
-                    return manifest.read().decode()
+        run = self._run()
+        if run and run.post_process and not run.over:
+            return None
+        # Trap: Django before 3.0 takes any OSError, a 503 too, for a missing manifest.
+        with contextlib.suppress(FileNotFoundError):
+            with getattr(self, 'manifest_storage', self).open(self.manifest_name) as manifest:
+                return manifest.read().decode()
         return None
 
     def post_process(self, paths: dict, dry_run: bool = False, **options: Any) -> Iterator:
         """Yield what Django's does; all is stored at the end."""
         if dry_run:  # Trap: Django before 3.0 would store an empty manifest
             return
-        if self._run():
-            self._run().sources = {self._clean(name): functools.partial(storage.open, path)
-                                   for name, (storage, path) in paths.items()}
+        run = self._run()
+        if run:
+            run.sources = {self._clean(name): functools.partial(storage.open, path)
+                           for name, (storage, path) in paths.items()}
         yield from super().post_process(paths, **options)
         S3StaticStorage.post_process(self, paths)
 
@@ -3329,18 +3311,18 @@ def _check_place(step, alias):
     """
     with step('settings', fatal=True) as say:
         django.setup()
-        # Trap: without a word; the files then go to the disk.
-        say('Django 5.1 and later ignore DEFAULT_FILE_STORAGE: write STORAGES' * (
-            django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE')))
-        storage = getattr(files, 'storages', {'default': files.default_storage})[alias]
+        if django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE'):
+            # Trap: without a word; the files then go to the disk.
+            say('Django 5.1 and later ignore DEFAULT_FILE_STORAGE: write STORAGES')
+        storage = getattr(files, 'storages', {'default': default_storage})[alias]
         if not hasattr(storage, '_bucket'):
             kind = storage.__class__.__name__  # Trap: default_storage's type() is its proxy's
             raise ValueError('%r is a %s, not of minis3storage' % (alias, kind))
         config, bucket, (_, _, places) = storage.config, storage._bucket(), storage._resolve()
         url = '%s://%s%s' % bucket._location('')
-        say('http: anyone on the way can read and change it' * url.startswith('http:'))
+        say(url.startswith('http:') and 'http: anyone on the way can read and change it')
         acl = storage._headers('check').get('x-amz-acl') or config.default_acl or ''
-        say('ACL %s: all the world can read what is saved' % acl * acl.startswith('public'))
+        say(acl.startswith('public') and 'ACL %s: all the world can read what is saved' % acl)
     for name, value in config._asdict().items():
         if places[name] != 'default' or name == 'file_overwrite':
             if callable(value):  # Trap: a partial's repr tells what it was given
@@ -3359,8 +3341,8 @@ def _check_place(step, alias):
     with step('credentials', fatal=True) as say:
         credentials = bucket.credentials.get()
         say('%r from %s' % (credentials, bucket.credentials._kept[2]))
-        say('URLs for %d s end sooner, with them' % config.querystring_expire * (
-            credentials.lasts(utcnow()) < config.querystring_expire))
+        if credentials.lasts(utcnow()) < config.querystring_expire:
+            say('URLs for %d s end sooner, with them' % config.querystring_expire)
     return storage
 
 
@@ -3386,7 +3368,7 @@ def _check_access(step, storage):
         say('%d bytes' % len(storage.open(name).read()))
     with step('range') as say:
         part = bucket.get_object(key, 1, 5, headers=access_headers(headers)).read(len(body))
-        say('ignored: reading parts of a file is slow' * (part != body[1:5]))
+        say(part != body[1:5] and 'ignored: reading parts of a file is slow')
     # Without it only the look protects, with which save() begins: not from who saves meanwhile.
     with step('If-None-Match') as say, contextlib.suppress(FileExistsError):
         bucket.put_object(key, body, headers, if_none_match=True)

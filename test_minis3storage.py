@@ -2520,6 +2520,10 @@ print(peak() - before)
 
 # ---- 9. Options --------------------------------------------------------------------------------
 
+#: A storage that has all it needs to make URLs.
+offline = partial(S3Storage, bucket_name='my-bucket', access_key='a', secret_key='s',
+                  region_name='eu-central-1')
+
 
 def test_options_precedence(monkeypatch):
     class Sub(S3Storage):
@@ -2540,6 +2544,7 @@ def test_options_precedence(monkeypatch):
 def test_none_and_false_switch_a_global_setting_off():
     class Sub(S3Storage):
         custom_domain, default_acl = None, False
+
     assert S3Storage().custom_domain == 'cdn.example.com'
     for storage in (Sub(), S3Storage(custom_domain=None, acl=None), S3Storage(
             custom_domain=False, default_acl=False)):
@@ -2574,8 +2579,6 @@ def test_properties_methods_and_callables_are_asked_on_each_use():
     storage = Sub(bucket_name='bucket')
     assert len({storage.config.location for _ in 'abc'}) == 3
     assert S3Storage(location=lambda: 'called').location == 'called/'
-    with pytest.raises(ImproperlyConfigured, match='AWS_LOCATION'):
-        S3Storage(location=lambda: '/called').location
     url = Sub(bucket_name='bucket').url('x')
     assert re.match(r'https://\w\.example\.com/bucket-\w/x\Z', url)
 
@@ -2585,6 +2588,8 @@ def test_properties_methods_and_callables_are_asked_on_each_use():
     ({'bucket': 'a', 'bucket_name': 'b'}, 'given twice'), ({'location': '/media'}, 'AWS_LOCATION'),
     ({'location': 'a/../b'}, 'relative'), ({'location': 'a//b'}, 'relative'),
     ({'location': 'a\\b'}, 'relative'), ({'AWS_LOCATION': 'a'}, 'location'), ({}, 'no bucket'),
+    ({'location': lambda: '/called'}, 'AWS_LOCATION'), ({'object_parameters': {'CacheContol': ''}},
+     "(AWS_S3_OBJECT_PARAMETERS): no parameter of an upload: 'CacheContol'; did you mean 'Cache"),
     ({'querystring_expire': 604801}, '604800'), ({'querystring_expire': True}, 'number'),
     ({'querystring_expire': 'soon'}, 'AWS_QUERYSTRING_EXPIRE'), ({'part_size': 1}, '5242880'),
     ({'addressing_style': 'sideways'}, 'AWS_CALLING_FORMAT'), ({'use_ssl': 'perhaps'}, 'True'),
@@ -2593,7 +2598,9 @@ def test_properties_methods_and_callables_are_asked_on_each_use():
     ({'custom_domain': 'https://cdn.example.com'}, 'no scheme'), ({'max_attempts': 1.5}, 'number'),
     ({'bucket_name': 'a/b'}, "bucket's name"), ({'endpoint_url': 'minio:9000'}, 'http'),
     ({'part_size': float('inf')}, 'AWS_S3_PART_SIZE'), ({'access_key': 'a'}, 'come together'),
-    ({'access_key': 'a', 'secret_key': ' s'}, 'secret_key')])
+    ({'access_key': 'a', 'secret_key': ' s'}, 'secret_key')] + [
+    ({'proxies': proxies}, 'user:password@proxy') for proxies in (
+        'http://p:1', {'http': 'socks5://p:1'}, {'http': 'http://u:a/b@p:1'})])
 def test_bad_options_say_what_is_wanted(given, words):
     with pytest.raises(ImproperlyConfigured) as caught:
         S3Storage(**dict({'bucket_name': 'b'} if given and 'bucket' not in str(given) else {},
@@ -2608,6 +2615,9 @@ def test_keys_of_two_places_are_never_mixed(monkeypatch):
                 S3Storage(bucket_name='b', **{where: 'x'}).url('k')
         monkeypatch.setenv('AWS_SESSION_TOKEN', 'a-token')
         assert 'Token' not in S3Storage(bucket_name='b', region_name='eu-west-1').url('k')
+        with override_settings(AWS_S3_ACCESS_KEY_ID='c', AWS_S3_SECRET_ACCESS_KEY='d',
+                               AWS_SESSION_TOKEN='of a'):
+            assert not S3Storage(bucket_name='b')._bucket().credentials.get().session_token
 
 
 def test_credentials_of_a_callable_and_none(memory):
@@ -2656,8 +2666,7 @@ def test_an_option_set_on_an_instance_counts():
     storage.location = pathlib.PurePosixPath('second')
     assert storage.bucket_name == 'other' and storage.location == 'second/'
     assert storage.url('x') == 'https://other.s3.eu-west-1.amazonaws.com/second/x'
-    with pytest.raises(ImproperlyConfigured, match='AWS_LOCATION'):
-        storage.location = '/'
+    pytest.raises(ImproperlyConfigured, setattr, storage, 'location', '/').match('AWS_LOCATION')
 
 
 def test_threads_of_two_tenants_never_share_a_bucket():
@@ -2753,10 +2762,10 @@ def test_content_is_rewound_and_left_open(storage):
 def test_signed_urls_are_fetched_with_their_headers(storage, way):
     name, headers = 'a b/ü+&.html', {'Expires': 'Thu, 15 Apr 2027 20:00:00 GMT',
                                      'Cache-Control': 'max-age=86400', 'Content-Type': 'text/x'}
+    content = ContentFile(b'signed')
+    content.content_type = 'text/x-own'  # less than what the options say
     with override_settings(AWS_HEADERS=dict(headers)):
         if way == 'save':
-            content = ContentFile(b'signed')
-            content.content_type = 'text/x-own'  # less than what the options say
             storage.save(name, content)
         else:
             with storage.open(name, 'wb') as file:
@@ -2789,17 +2798,17 @@ def test_types_come_from_names(memory):
     ({'custom_domain': 'c.to', 'location': 'x', 'querystring_auth': True}, 'https://c.to/x'),
     ({'custom_domain': 'c.example', 'url_protocol': 'http:'}, 'http://c.example')])
 def test_unsigned_urls(options, base):
-    storage = S3Storage(**dict({'bucket_name': 'my-bucket', 'region_name': 'eu-central-1',
-                                'querystring_auth': False}, **options))
+    storage = offline(**dict({'querystring_auth': False, 'credentials': lambda: 1 / 0,
+                              'access_key': None, 'secret_key': None}, **options))
     url = base + '/a%20b/%C3%BC%2B%26.txt'
     assert storage.url('a b\\ü+&.txt') == url  # and no credentials were asked for
     assert storage.url('a b/ü+&.txt/') == url + '/'
 
 
-@pytest.mark.parametrize('call', [S3Storage.url, S3Storage.presigned_post])
-def test_a_guessed_region_is_said_once(caplog, call):
-    storage = S3Storage(bucket_name='b', access_key='a', secret_key='s')
-    assert call(storage, 'x') and call(storage, 'y')
+@pytest.mark.parametrize('call', ['url', 'presigned_post'])
+def test_a_guessed_region_is_said_once(call, caplog):
+    storage = S3Storage('bucket', 'a', 's')
+    assert getattr(storage, call)('x') and getattr(storage, call)('y')
     assert caplog.text.count('AWS_S3_REGION_NAME') == caplog.text.count('WARNING') == 1
 
 
@@ -2861,6 +2870,8 @@ def test_the_constructor_of_2008_and_what_it_leaves_behind():
     for twin in (copy.copy(storage), copy.deepcopy(storage)):
         assert twin.deconstruct() == storage.deconstruct() and twin.secret_key == 'SECRETKEY'
     pytest.raises(TypeError, S3Storage, *'abcdef').match('positional')
+    off = S3Storage('b', access_key=None, proxies=False)  # what switches settings off is no secret
+    assert pickle.loads(pickle.dumps(off)) == off
 
 
 SSE_KEY = 'x-amz-server-side-encryption-customer-key'
@@ -2874,6 +2885,7 @@ SSE_KEY = 'x-amz-server-side-encryption-customer-key'
         {'bucket_name': 'b', 'endpoint_url': 'http://127.0.0.1:1', 'max_attempts': 1},
         {'bucket_name': 'b', 'headers': {SSE_KEY: 'SECRETKEY', 'bad name': ''}},
         {'secret_key': b'SECRETKEY', 'max_attempts': 'x'},
+        {'bucket_name': 'b', 'proxies': {'http': 'socks5://u:SECRETKEY@proxy'}},
         {'bucket_name': 'b', 'endpoint_url': 'https://127.0.0.1:1', 'verify': '/none', 'proxies': {
             'https': 'http://u:SECRETKEY@127.0.0.1:1'}})] + [
     ({}, {'AWS_SECRET_ACCESS_KEY': 'SECRETKEY', 'AWS_S3_MAX_ATTEMPTS': 'x',
@@ -2897,12 +2909,17 @@ def test_no_secret_in_pickles_of_subclasses():
         def __init__(self, key):
             super().__init__('b', 'a', key)
 
+    class Sealed(S3Storage):
+        def __init__(self, secret_key):
+            super().__init__('b', 'a', secret_key[::-1])
+
     class Labelled(S3Storage):
         def __init__(self, bucket, tenant, label):
             super().__init__(bucket, location=tenant)
     pytest.raises(ValueError, Positional('b', 'a', 'SECRETKEY').deconstruct).match('by position')
     headers = {SSE_KEY: 'SECRETKEY', 'Cache-Control': 'max-age=1'}
-    for storage, arguments in ((Renamed(key='SECRETKEY'), '((), {})'),
+    for storage, arguments in (
+            (Renamed(key='SECRETKEY'), '((), {})'), (Sealed(secret_key='YEKTERCES'), '((), {})'),
             (Labelled('b', 'acme', label='gold'), "(('b', 'acme'), {'label': 'gold'})"),
             (S3Storage(headers=headers), "((), {'headers': {'Cache-Control': 'max-age=1'}})")):
         assert repr(storage.deconstruct()[1:]) == arguments
@@ -2916,9 +2933,10 @@ PARAMETERS = {
     'Tagging': 'a%20b=%C3%A9&c=', 'StorageClass': 'STANDARD_IA', 'BucketKeyEnabled': True,
     'ServerSideEncryption': 'aws:kms', 'SSEKMSKeyId': 'key', 'SSEKMSEncryptionContext': 'e30=',
     'WebsiteRedirectLocation': '/x', 'RequestPayer': 'requester', 'ChecksumSHA256': 'AA==',
-    'ChecksumCRC32C': 'AA==', 'ExpectedBucketOwner': '123456789012', 'ObjectLockMode': 'GOVERNANCE',
+    'ChecksumCRC32C': 'AA==', 'ExpectedBucketOwner': '123456789012', 'SSECustomerKey': 'k' * 32,
     'ObjectLockRetainUntilDate': datetime(2027, 1, 2, tzinfo=timezone(timedelta(hours=9))),
-    'ObjectLockLegalHoldStatus': 'ON', 'SSECustomerAlgorithm': 'AES256', 'SSECustomerKey': 'k' * 32}
+    'ObjectLockLegalHoldStatus': 'ON', 'ObjectLockMode': 'GOVERNANCE',
+    'SSECustomerAlgorithm': 'AES256'}
 
 
 def test_parameters_are_headers_as_boto_sends_them():
@@ -2936,8 +2954,8 @@ def test_parameters_are_headers_as_boto_sends_them():
     given = {'Metadata': {'Text': 'é'}, 'Tagging': {'a b': 'é'}, 'x-Other': 'a'}
     assert minis3storage.object_headers(given) == {
         'x-amz-meta-text': '=?utf-8?b?w6k=?=', 'x-amz-tagging': 'a%20b=%C3%A9', 'x-other': 'a'}
-    with pytest.raises(ValueError, match="did you mean 'CacheControl'"):
-        minis3storage.object_headers({'CachControl': 'x'})
+    pytest.raises(ValueError, minis3storage.object_headers, {'CachControl': 'x'}).match(
+        "did you mean 'CacheControl'")
 
 
 def test_the_nearest_source_of_headers_wins(memory):
@@ -2958,12 +2976,10 @@ def test_the_nearest_source_of_headers_wins(memory):
     content.content_type = 'text/x-own'
     for name, options, content_type in [
             ('a.mjs', {}, 'text/x-own'), ('b', {'headers': {'Content-Type': 'a/b'}}, 'a/b'),
-            ('c', {'object_parameters': {'ContentType': 'c/d'}, 'headers': {'content-type': 'a/b'}},
-             'c/d')]:
+            ('c', {'object_parameters': {'ContentType': 'c/d'},
+                   'headers': {'content-type': 'a/b'}}, 'c/d')]:
         storage_on(memory, **options).save(name, content)
         assert memory.objects[name].headers['content-type'] == content_type
-    with pytest.raises(ImproperlyConfigured, match='AWS_S3_OBJECT_PARAMETERS.*CacheControl'):
-        S3Storage(object_parameters={'CacheContol': 'x'})
 
 
 def test_a_key_of_the_customers_goes_with_every_request_and_into_no_file(memory):
@@ -2983,8 +2999,8 @@ def test_a_key_of_the_customers_goes_with_every_request_and_into_no_file(memory)
 
 @pytest.mark.parametrize('options, call, pattern', [
     ({}, {'parameters': {'ResponseContentDisposition': 'a; "é"', 'VersionId': 'v', 'x-id': 'i'}},
-     r'https://my-bucket\.s3\.eu-central-1\.amazonaws\.com/a\?X-Amz-.*&response-content-disposition='
-     r'a%3B%20%22%C3%A9%22&versionId=v&x-id=i&X-Amz-Signature=\w+'),
+     r'https://my-bucket\.s3\.eu-central-1\.amazonaws\.com/a\?X-Amz-.*&response-content-'
+     r'disposition=a%3B%20%22%C3%A9%22&versionId=v&x-id=i&X-Amz-Signature=\w+'),
     ({}, {'http_method': 'PUT', 'expire': 60, 'parameters': {'ContentType': 'a/b'}},
      r'.*X-Amz-Expires=60&X-Amz-SignedHeaders=content-type%3Bhost&X-Amz-Signature=\w+'),
     ({'querystring_expire': 61}, {}, '.*X-Amz-Expires=61&X-Amz-SignedHeaders=host&.*'),
@@ -3001,9 +3017,7 @@ def test_a_key_of_the_customers_goes_with_every_request_and_into_no_file(memory)
      r'https://cdn\.example\.com/a!60'),
 ])
 def test_urls(options, call, pattern):
-    storage = S3Storage(**dict({'bucket_name': 'my-bucket', 'region_name': 'eu-central-1',
-                                'access_key': 'a', 'secret_key': 's'}, **options))
-    assert re.match(pattern + r'\Z', storage.url('a', **call))
+    assert re.match(pattern + r'\Z', offline(**options).url('a', **call))
 
 
 def test_the_conditions_of_a_storages_form():
@@ -3023,7 +3037,7 @@ def test_the_conditions_of_a_storages_form():
 
 
 def test_urls_that_cannot_be():
-    storage = S3Storage(bucket_name='b', region_name='eu-central-1', access_key='a', secret_key='s')
+    storage = offline()
     for call, words in [({'expire': 604801}, '604800'), ({'expire': 0}, '604800'),
                         ({'parameters': {'ContentType': 'a/b'}}, 'ContentType'),
                         ({'parameters': {'ResponseContentTyp': 'a/b'}}, 'ResponseContentTyp')]:
@@ -3036,18 +3050,17 @@ def test_urls_that_cannot_be():
     assert storage.url('a') == 'https://cdn.example.com/a'
 
 
-def test_one_url_a_window(monkeypatch):
-    storage = S3Storage(bucket_name='b', region_name='eu-central-1', access_key='a', secret_key='s',
-                        querystring_window=600, querystring_expire=60)
+def test_one_url_a_window():
+    storage = offline(querystring_window=600, querystring_expire=60)
     start, moments = datetime(2026, 1, 1, 0, 0, 0, 5, timezone.utc), {'a': [], 'b': []}
     for second in range(1200):
         now = start + timedelta(seconds=second)
         storage._bucket().utcnow = lambda: now
         for name, seen in moments.items():
             url = storage.url(name)
-            if url not in seen:
-                seen.append(url)
-            signed = datetime.strptime(re.search(r'Date=(\w+)', url).group(1) + '+0000', '%Y%m%dT%H%M%SZ%z')
+            seen += [] if url in seen else [url]
+            signed = datetime.strptime(re.search(r'Date=(\w+)', url).group(1), '%Y%m%dT%H%M%SZ')
+            signed = signed.replace(tzinfo=timezone.utc)
             assert 'X-Amz-Expires=660&' in url and 0 <= (now - signed).total_seconds() < 601
     assert len(moments['a']) == len(moments['b']) == 3
     assert moments['a'][1].partition('Date')[2][:17] != moments['b'][1].partition('Date')[2][:17]
@@ -3060,20 +3073,33 @@ def test_a_closed_file_lets_go_of_its_ranges(memory):
     for name in ('plain', 'packed'):
         file = storage.open(name)
         assert b''.join(file.chunks()) == body
-        pytest.raises(ValueError, file._raw.seek, -1)
-        pytest.raises(ValueError, file._raw.seek, 0, 7)
+        for bad in (-1,), (0, 7):
+            pytest.raises(ValueError, file._raw.seek, *bad)
         reader = file._raw._reader if name == 'packed' else file._raw
         file.close()
         assert reader.closed and not reader._held
 
 
-def test_a_key_of_the_customers_is_in_no_frame(memory):
+def test_what_a_subclass_returns_is_in_no_frame(memory):
+    class Keyed(S3Storage):
+        secret_key = property(lambda self: 'SECRETKEY')
+
+    class Proxied(S3Storage):
+        proxies = property(lambda self: {'http': 'socks5://u:SECRETKEY@proxy'})
+
     class Vault(S3Storage):
         more = {}
 
         def get_object_parameters(self, name):
             return dict({'SSECustomerAlgorithm': 'AES256', 'SSECustomerKey': 'SECRETKEY'},
                         **self.more)
+
+    for call in (partial(Keyed('b', region_name='r').exists, 'a'), partial(
+            Proxied('b').exists, 'a'), partial(
+                setattr, S3Storage(), 'proxies', Proxied.proxies.fget(None))):
+        with pytest.raises(ImproperlyConfigured) as caught:
+            call()
+        assert 'SECRETKEY' not in reported(caught.value) + repr(Keyed().config)
     storage = Vault(**storage_on(memory)._options)
     for more in {}, {'Bogus': 1}, {'ContentDisposition': 'Zoë'}, {'Metadata': {'a': 5}}:
         storage.more = more
@@ -3092,7 +3118,7 @@ def test_errors_of_a_subclass_are_its_own(memory):
         def get_object_parameters(self, name):
             return {'ContentDisposition': None, 'CacheControl': name.upper()}
     storage = Tenant(**storage_on(memory)._options)
-    for call in (lambda: storage.url('a'), lambda: storage.location):
+    for call in partial(storage.url, 'a'), partial(getattr, storage, 'location'):
         pytest.raises(AttributeError, call).match('schema')
     storage = Upper(**storage_on(memory)._options)
     assert not storage.exists(pathlib.PurePosixPath('a/b'))
@@ -3100,12 +3126,10 @@ def test_errors_of_a_subclass_are_its_own(memory):
     assert 'content-disposition' not in memory.objects['c'].headers
 
 
-def test_proxies_are_named():
-    for proxies in ('http://p:1', {'http': 'socks5://p:1'}, {'http': 'http://u:a/b@p:1'}):
-        pytest.raises(ImproperlyConfigured, S3Storage, proxies=proxies).match('password@proxy')
+def test_a_proxy_that_does_not_answer_is_named():
     with pytest.raises(Unreachable, match='by a proxy'):
-        S3Storage('bucket', 'a', 's', endpoint_url='http://s3.example', max_attempts=1,
-                  proxies={'http': 'http://u:p@127.0.0.1:1'}).exists('a')
+        offline(endpoint_url='http://s3.example', max_attempts=1,
+                proxies={'http': 'http://u:p@127.0.0.1:1'}).exists('a')
 
 
 def test_equality_and_what_is_not_there():
@@ -3113,20 +3137,18 @@ def test_equality_and_what_is_not_there():
     assert storage == S3Storage('b', headers={'a': 'b'}) != S3Storage(bucket_name='c')
     assert hash(storage) == hash(copy.deepcopy(storage)) and storage == copy.copy(storage)
     assert storage != object() and len({storage, S3Storage('b', headers={'a': 'b'})}) == 1
-    for name, instead in ('connection', '.*Bucket'), ('bucket', '.*Bucket'), ('nothing', ''):
-        pytest.raises(AttributeError, getattr, storage, name).match(name + instead)
     assert not hasattr(storage, 'base_url') and not hasattr(storage, '__call__')
-    with pytest.raises(AttributeError, match='obj.*size'):
-        minis3storage.S3File.__new__(minis3storage.S3File).obj
+    file = minis3storage.S3File.__new__(minis3storage.S3File)
+    for owner, name, words in ((storage, 'connection', 'Bucket'), (storage, 'bucket', 'Bucket'),
+                               (storage, 'nothing', ''), (file, 'obj', 'size')):
+        pytest.raises(AttributeError, getattr, owner, name).match('%s.*%s' % (name, words))
 
 
-def a_storage():
-    """A callable for FileField(storage=...)."""
+def a_storage():  # what FileField(storage=...) may call
     return S3Storage(bucket_name='called')
 
 
 def an_alias():
-    """The same, by settings.STORAGES."""
     return django.core.files.storage.storages['default']
 
 
@@ -3357,7 +3379,8 @@ def test_the_manifest_comes_last_and_once(site, memory, monkeypatch, cls, fault)
 @pytest.mark.parametrize('location, default, bucket, refused', [
     ('', None, '', 1), ('static', 'static', '', 1), ('static', '', '', 1),
     ('a/static', 'a', '', 1), ('a', 'a/media', '', 1), ('static', 'media', '', 0),
-    ('static', 'static2', '', 0), ('static', '', 'another', 0), ('static', None, '', 0)])
+    ('static', 'static2', '', 0), ('static', 'stat', '', 0), ('static', '', 'another', 0),
+    ('static', None, '', 0)])
 def test_clear_is_refused(site, memory, monkeypatch, cls, location, default, bucket, refused):
     memory.put('static/old', b''), memory.put('a/old', b'')
     settings = {'AWS_LOCATION': location}
@@ -3471,20 +3494,6 @@ def test_attributes_of_the_mixin(site, memory):
         assert site.puts[-1] == 'manifests/staticfiles.json' == memory.requests[-1].key
 
 
-def test_no_option_tells_what_a_property_returns(memory):
-    class Vault(S3Storage):
-        secret_key = property(lambda self: 'SECRETKEY')
-    with pytest.raises(ImproperlyConfigured) as caught:
-        Vault(bucket_name='b', region_name='r').exists('a')
-    assert 'SECRETKEY' not in reported(caught.value) + repr(Vault().config)
-
-
-def test_settings_of_two_sets_share_no_token():
-    with override_settings(AWS_S3_ACCESS_KEY_ID='a', AWS_S3_SECRET_ACCESS_KEY='b',
-                           AWS_ACCESS_KEY_ID='c', AWS_SESSION_TOKEN='of c'):
-        assert not S3Storage(bucket_name='b')._bucket().credentials.get().session_token
-
-
 def test_refused_credentials_are_kept_if_there_are_no_others(memory):
     end, asked, source = minis3storage.utcnow() + timedelta(0, 3600), [], []
 
@@ -3506,8 +3515,8 @@ class Pruning(collectstatic.Command):
 
     def collect(self):
         result = super().collect()
-        self.storage.save('build.txt', ContentFile(b'7'))
         self.storage.delete('old')
+        self.storage.save('build.txt', ContentFile(b'7'))
         return result
 
 
@@ -3552,39 +3561,33 @@ def test_a_hash_is_of_the_content_it_is_stored_with(site, memory, monkeypatch):
 
 
 class Sizeless(FileSystemFinder):
-    """Its files are those of an archive: no size, and they are read once."""
+    """Its files are those of an archive or a pipe: no size, and they are read once."""
 
     def list(self, ignored):
+        def opened(name, mode='rb'):
+            file = (pathlib.Path(settings.STATICFILES_DIRS[0]) / name).open(mode)
+            return File(SimpleNamespace(read=file.read, closed=False, close=file.close, seek=tell,
+                                        seekable=lambda: False, tell=tell), name)
+
+        def tell(*_):
+            raise io.UnsupportedOperation
         for path, _ in super().list(ignored):
-            yield path, SimpleNamespace(
-                open=lambda name, _=None: File(Once((pathlib.Path(settings.STATICFILES_DIRS[0]) / name).open(
-                    'rb')), name), path=str,
-                get_modified_time=lambda name: minis3storage.utcnow() + timedelta(0, 60))
-
-
-class Once(io.BufferedReader):
-    def __init__(self, file):
-        super().__init__(file.detach())
-
-    def seekable(self):
-        return False
-
-    def tell(self, *args):
-        raise io.UnsupportedOperation
-    seek = tell
+            yield path, SimpleNamespace(open=opened, path=str, get_modified_time=(
+                lambda name: minis3storage.utcnow() + timedelta(0, 60)))
 
 
 def test_large_files_without_a_size_are_not_deleted(site, memory):
     site.write('large.bin', 'a' * 9 * MIB)
     for _ in range(2):
         site.collect(PLAIN, {'STATICFILES_FINDERS': [__name__ + '.Sizeless']})
-        assert 'static/large.bin' in memory.objects
+        assert len(memory.objects['static/large.bin'].body) == 9 * MIB
 
 
 def test_clear_one_by_one_deletes_at_the_end(site, memory):
     site.collect(PLAIN)
     memory.fault('403 AccessDenied', method='PUT')
-    pytest.raises(AccessDenied, site.collect, PLAIN, {'AWS_S3_MAX_CONCURRENCY': 1}, clear=True)
+    one = {'AWS_S3_MAX_CONCURRENCY': 1}
+    pytest.raises(AccessDenied, site.collect, PLAIN, one, clear=True)
     assert len(memory.objects) == len(IMAGES + SHEETS)
 
 
@@ -4382,8 +4385,8 @@ def test_public_names_are_documented_and_annotated():
 
 @pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
 def test_the_file_stays_readable():
-    assert len(LINES) <= 3360 and max(map(len, LINES)) <= 99
-    assert len(read('test_minis3storage.py').splitlines()) <= 4500
+    assert len(LINES) <= 3380 and max(map(len, LINES)) <= 99
+    assert len(read('test_minis3storage.py').splitlines()) <= 4440
     prose = {number for number, line in enumerate(LINES, 1) if line.strip().startswith('#')}
     too_long = []
     for node in ast.walk(TREE):
