@@ -2594,9 +2594,10 @@ def _veiled(arguments):
 
 def _size(content):
     """Return the bytes of `content`, 0 if it does not tell: what cannot seek raises OSError."""
-    with contextlib.suppress(AttributeError, TypeError, ValueError, OSError):
+    try:
         return int(content.size)
-    return 0
+    except (AttributeError, TypeError, ValueError, OSError):
+        return 0
 
 
 #: The options that make two configurations talk to the same place in the same way.
@@ -2620,7 +2621,8 @@ class S3Storage(Options, Storage):
     _arguments = _options = _bucket_of = _latest = None  # type: Any  # what __new__ sets
     _POSITIONAL = ('bucket_name', 'access_key', 'secret_key', 'default_acl', 'addressing_style')
     _defaults = {}  # type: dict  # where a class has others than Options
-    _resolved = None, ()  # type: tuple  # the settings' generation, and what _resolve() returns
+    #: The settings' generation, and what _resolve() returns.
+    _resolved = None, (None, (), {})  # type: tuple
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -2656,7 +2658,7 @@ class S3Storage(Options, Storage):
         option = _NAMED.get(name)
         if option and not isinstance(getattr(type(self), name, None), property):
             self._options[option.name] = value = option.veil(value)
-            self._resolved = None, ()
+            self._resolved = None, (None, (), {})
             value = value if callable(value) else option.clean(self, value)
             vars(self)[option.name] = value  # what an alias says, the option's own name says too
         super().__setattr__(name, value)
@@ -2722,7 +2724,9 @@ class S3Storage(Options, Storage):
     @property
     def config(self) -> Any:
         """The options' values. Those of callables are asked anew each time."""
-        config, asked, _ = self._resolve()
+        generation, (config, asked, _) = self._resolved
+        if generation != _generation[0]:
+            config, asked, _ = self._resolve()
         return config._replace(**{n: DECLARED[n].ask(self) for n in asked}) if asked else config
 
     def _given_credentials(self, config):
@@ -2824,10 +2828,12 @@ class S3Storage(Options, Storage):
     def _content_type(self, name):
         """Return the content type that `name` suggests."""
         known = CONTENT_TYPES.get(posixpath.splitext(name)[1].lower())
+        if known:
+            return known
         guessed, encoding = mimetypes.guess_type('/' + name)  # Trap: it reads a: as a URL
         if encoding:  # Why not Content-Encoding: browsers would unpack a .tar.gz on download
             guessed = 'application/gzip' if encoding == 'gzip' else None
-        return known or guessed or self.default_content_type
+        return guessed or self.default_content_type
 
     def _sizes(self):
         """Return (part_size, max_concurrency) of a file."""
