@@ -164,11 +164,12 @@ def answer_error(status: int, code: str, message: str, key: str, request_id='',
 # Text as S3 wants it and as S3 gives it. What is refused here is a ValueError.
 
 
-#: All of it goes as it is; all can stand in a line of a request; all can be shown.
+#: All of it goes as it is; none of it ends a word or a line of a request; all can be shown.
 _is_unreserved = re.compile('[A-Za-z0-9._~-]*\\Z').match
-_is_target = re.compile(r'[\x21-\x7e]+\Z').match  # no line of a request ends in it
+_is_word = re.compile(r'[\x21-\x7e]+\Z').match
 _is_printable = re.compile(r'[\x20-\x7e]*\Z').match
-_is_iso_date = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?\Z', re.ASCII).match
+_iso_date = re.compile(
+    r'(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z?\Z', re.ASCII).match
 
 
 def quote(text: str, safe: str = '') -> str:
@@ -179,9 +180,9 @@ def quote(text: str, safe: str = '') -> str:
     return urllib.parse.quote(text, safe=safe + '~')
 
 
-def printable(text: Any, limit: int = 300) -> str:
-    """Return what a server said in `limit` printable characters, as messages and logs want it."""
-    return re.sub(r'[^\x20-\x7e]+', ' ', str(text or ''))[:limit]
+def printable(text: Any) -> str:
+    """Return what a server said in 300 printable characters, as messages and logs want it."""
+    return re.sub(r'[^\x20-\x7e]+', ' ', str(text or ''))[:300]
 
 
 def canonical_query(pairs: Iterable) -> str:
@@ -214,17 +215,19 @@ def parse_http_date(text: Optional[str]) -> Optional[datetime.datetime]:
 
 def parse_iso_date(text: str) -> datetime.datetime:
     """Return S3's ``2009-10-12T17:50:30.000Z`` as an aware datetime. Else ValueError."""
-    if not _is_iso_date(text or ''):
+    found = _iso_date(text or '')  # Why not strptime: twice as long, and a page has 1,000
+    if not found:
         raise ValueError('not a date of S3\'s: %.40r' % text)
-    return datetime.datetime(  # Why not strptime: it takes thrice as long, and pages have 1,000
-        int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]),
-        int(text[17:19]), int(text[20:26].rstrip('Z').ljust(6, '0')), datetime.timezone.utc)
+    *numbers, fraction = found.groups('0')
+    return datetime.datetime(
+        *map(int, numbers), int(fraction[:6].ljust(6, '0')), datetime.timezone.utc)
 
 
 def parse_xml(body: bytes) -> ElementTree.Element:
     """Return the root element of an answer, without namespaces. Anything else is a ValueError."""
     # Decoded here, so that what is looked for is what is parsed, whatever encoding it claims.
-    text = body.decode('utf-8-sig').lstrip()  # Fact: white space before it keeps slow answers alive
+    # Fact: white space before it keeps slow answers alive.
+    text = body.decode('utf-8-sig').lstrip()
     # Without a DOCTYPE no entity can expand or be fetched. A page of 1,000 keys has 12,000 tags
     # or so; the 8 MiB of one have room for two millions.
     if '<!DOCTYPE' in text or text.count('<') > 100000:
@@ -320,7 +323,7 @@ class Credentials:
         self.session_token = session_token = Secret(session_token or '')
         self.expires = expires
         for name, value in (('access_key', access_key), ('secret_key', secret_key)):
-            if not re.match(r'[\x21-\x7e]+\Z', value):
+            if not _is_word(value):
                 raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
         if re.search('[/,]', access_key):
             raise ValueError('access_key holds a "/" or ",": is it the secret key?')
@@ -335,10 +338,7 @@ class Credentials:
 
 
 class Anonymous(Credentials):
-    """No credentials: no request is signed with them, and no URL can be.
-
-    For what all the world may read.
-    """
+    """No credentials, for what all the world may read: they sign no request, and no URL."""
 
     def __init__(self):
         self.expires = None
@@ -358,7 +358,7 @@ class Request:
         self.query, self.headers, self.body = list(query), Headers(headers), body
         self.query_string = canonical_query(self.query)
         self.target = path + ('?' + self.query_string if self.query else '')
-        if not _is_target(self.target):
+        if not _is_word(self.target):
             raise ValueError('a path is percent-encoded, not %.80r' % path)
         self.payload_hash = payload_hash or hashlib.sha256(body).hexdigest()
 
@@ -385,12 +385,11 @@ class Signer:
         self._query = (), ''  # the last URL's: those of a page differ in the key alone
         self._told = False  # that URLs end with the credentials: once is enough
 
-    def scope(self, stamp: str) -> str:
-        """Return the credential scope ``20130524/us-east-1/s3/aws4_request`` of `stamp`."""
-        return self._of_day(stamp)[1]
-
     def _of_day(self, stamp):
-        """Return (day, credential scope, signing key) for `stamp`, worked out once a day."""
+        """Return (day, credential scope, signing key) for `stamp`, worked out once a day.
+
+        A scope is like ``20130524/us-east-1/s3/aws4_request``.
+        """
         latest, day = self._day, stamp[:8]
         if latest[0] != day:
             scope = '%s/%s/%s/aws4_request' % (day, self.region, self.service)
@@ -402,7 +401,7 @@ class Signer:
     def string_to_sign(self, stamp: str, canonical: str) -> str:
         """Return the text to sign for a canonical request; `stamp` is as of `amz_date`."""
         digest = hashlib.sha256(canonical.encode()).hexdigest()
-        return '\n'.join((ALGORITHM, stamp, self.scope(stamp), digest))
+        return '\n'.join((ALGORITHM, stamp, self._of_day(stamp)[1], digest))
 
     def signature(self, stamp: str, text: str) -> str:
         """Return the signature of `text`, 64 hex digits."""
@@ -420,7 +419,7 @@ class Signer:
         canonical, signed = canonical_request(
             request, request.query_string, headers, request.payload_hash)
         headers['authorization'] = Secret('%s Credential=%s/%s, SignedHeaders=%s, Signature=%s' % (
-            ALGORITHM, self.credentials.access_key, self.scope(stamp), signed,
+            ALGORITHM, self.credentials.access_key, self._of_day(stamp)[1], signed,
             self.signature(stamp, self.string_to_sign(stamp, canonical))))
         return headers
 
@@ -439,9 +438,10 @@ class Signer:
             logger.warning('URLs that were to last %d s end with their credentials, in %d s',
                            expires, left)
         stamp, token = amz_date(now), self.credentials.session_token
-        return [('X-Amz-Algorithm', ALGORITHM), ('X-Amz-Date', stamp),
-                ('X-Amz-Credential', '%s/%s' % (self.credentials.access_key, self.scope(stamp))),
-                *[('X-Amz-Security-Token', token)] * bool(token)], int(min(expires, max(left, 1)))
+        claims = [('X-Amz-Algorithm', ALGORITHM), ('X-Amz-Date', stamp), ('X-Amz-Credential',
+                  '%s/%s' % (self.credentials.access_key, self._of_day(stamp)[1]))]
+        claims += [('X-Amz-Security-Token', token)] if token else []
+        return claims, int(min(expires, max(left, 1)))
 
     def presign(self, request: Request, now: datetime.datetime, expires: int) -> str:
         """Return a URL that whoever holds it may use for `expires` seconds (1 to 604,800).
@@ -452,7 +452,8 @@ class Signer:
         stamp, headers = amz_date(now), Headers(request.headers)
         headers['host'] = request.host
         signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
-        latest, asked = self._query, (stamp, str(expires), signed, request.query)
+        asked = stamp, repr(expires), signed, request.query  # repr: '9' is to be refused
+        latest = self._query
         if latest[0] != asked:
             claims, expires = self._claims(now, expires)
             latest = self._query = asked, canonical_query(request.query + claims + [
@@ -507,12 +508,11 @@ _REGION_LABEL = re.compile(
     r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)'
     r'|s3\.([a-z0-9-]+)\.(?:(?:backblazeb2|wasabisys)\.com|scw\.cloud|io\.cloud\.ovh\.(?:net|us))'
     r'|([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com)$')
-#: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
+#: Finds a host of S3's at AWS, with or without a bucket before it; no other service's, no port.
 #: Trap: anyone can have s3me-1.us-east-1.elb.amazonaws.com.
-_AWS_S3 = re.compile(
+is_aws = re.compile(
     r'(?:^|\.)s3(?:-[a-z0-9-]+)?(?:\.dualstack)?(?:\.[a-z]+-[a-z0-9-]+)?(?:\.vpce)?'
-    r'\.amazonaws\.(?:com|com\.cn|eu)\Z')
-is_aws = _AWS_S3.search
+    r'\.amazonaws\.(?:com|com\.cn|eu)\Z').search
 
 
 @functools.lru_cache(maxsize=64)
@@ -552,12 +552,20 @@ def aws_endpoint(region: str, scheme: str = 'https') -> str:
 
 
 @functools.lru_cache(maxsize=64)
+def regional(endpoint: Optional[str], region: str) -> str:
+    """Return AWS's endpoint of `region`, or `endpoint`; the region in a host of AWS's follows."""
+    endpoint = aws_endpoint(region) if endpoint is None else endpoint
+    named = is_aws(split_endpoint(endpoint)[1]) and endpoint_region(endpoint)
+    return re.sub(r'(?i)\b%s\b' % named, region, endpoint, count=1) if named else endpoint
+
+
+@functools.lru_cache(maxsize=64)
 def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
     """Return where `bucket` lives below `endpoint`. ValueError for names that cannot be one."""
     if not re.match(r'(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}\Z', bucket):
         raise ValueError('neither a bucket\'s name nor an access point\'s alias: %.80r' % bucket)
     scheme, host, path = split_endpoint(endpoint)
-    label = re.match(r'[a-z0-9][a-z0-9.-]{,61}[a-z0-9]\Z', bucket) and '..' not in bucket
+    label = re.match(r'(?!.*\.\.)[a-z0-9][a-z0-9.-]{,61}[a-z0-9]\Z', bucket)
     numeric = re.match(r'\[|[0-9.]+(:|\Z)', host)  # an IP address has no subdomains
     fits = label and not numeric and (scheme == 'http' or '.' not in bucket)
     # `auto` is the subdomain on AWS and the path elsewhere. Both are the path for names that are
@@ -575,21 +583,19 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
 # ---- 5. Transport ------------------------------------------------------------------------------
 #
 # All of the network. urlopen() closes every connection and follows redirects with the
-# Authorization header on; so an OpenerDirector with handlers of our choice tells the way to a
-# host, proxies of the environment included, and http.client's parts are put together here.
+# Authorization header on; so http.client's parts are put together here.
 #
-# The way of a request: `send` asks for the way, `_open` takes an idle connection or makes one,
-# `_exchange` sends and reads the head, and the Answer, once read to its end, puts the connection
-# back. Around it stands `retry`, which the callers hand an attempt that signs afresh. What fails
-# on the way is an Unreachable: it is not known whether S3 did what it was asked, and who repeats
-# it has to be able to tell.
+# The way of a request: `send` finds the way to its host, `_open` takes an idle connection or
+# makes one, `_exchange` sends and reads the head, and the Answer, once read to its end, puts the
+# connection back. Around it stands `retry`, which the callers hand an attempt that signs afresh.
+# What fails on the way is an Unreachable: it is not known whether S3 did what it was asked.
 
 import http.client  # noqa: E402
 import socket  # noqa: E402
 import ssl  # noqa: E402
 import urllib.request  # noqa: E402
 
-POOL_SIZE = 32  #: idle connections kept for one key; more are closed
+POOL_SIZE = 32  #: idle connections kept for one key
 POOL_AGE = 20   #: seconds a connection may idle. Fact: S3 closes them after some 20 s
 LONGEST_HEAD = 60  #: seconds for the head of an answer, however steadily it drips
 ONE_PIECE = 16 * 1024  #: bytes of a body that are sent in one call, one segment, with the head
@@ -603,7 +609,7 @@ class _Lines(io.BufferedReader):
     """What an answer is read from. Trap: http.client takes a head that was cut for a whole one,
     102 and 103 for answers, and waits without end for what follows 100 or ends a trailer."""
 
-    count = 0
+    count = 0  # lines of this head or trailer
 
     def readline(self, limit=65537):
         if not self.count:
@@ -618,17 +624,16 @@ class _Lines(io.BufferedReader):
             raise ConnectionResetError('the head of the answer broke off or has no end')
         return b'HTTP/1.1 100\r\n' if re.match(br'HTTP/1\.\d 1\d\d\b', line) else line
 
-    def readinto(self, buffer):
-        self.count = 0  # a chunk: the lines after it, and those of the trailer, count anew
-        return super().readinto(buffer)
+    def read(self, size=-1):
+        self.count = 0  # the end of a chunk
+        return super().read(size)
 
-    def read1(self, size=-1):
-        self.count = 0
-        return super().read1(size)
+
+_is_last = re.compile(br'HTTP/1\.\d [2-9]').match  # no 100, 102 or 103, which others follow
 
 
 class _Response(http.client.HTTPResponse):
-    """http.client's response, refused by HTTPException if its length cannot be understood."""
+    """http.client's response, refused by HTTPException if its end cannot be told."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -638,22 +643,23 @@ class _Response(http.client.HTTPResponse):
         # Mostly a head comes in one piece. Then none of its lines can drip or break off, and
         # _Lines need not look at each, which takes as long as all the rest of the answer.
         head = self.fp.peek(1)
-        if b'\r\n\r\n' in head and head[9:10] != b'1':
+        if b'\r\n\r\n' in head and _is_last(head):
             self.fp.readline = super(_Lines, self.fp).readline
         super().begin()
-        vars(self.fp or self).pop('readline', None)
+        vars(self.fp).pop('readline', None)
+        self.fp.count = 0
         lengths = ','.join(set(self.headers.get_all('content-length', ())))
         coded = self.headers.get('transfer-encoding') and not self.chunked
-        if coded or not re.match(r'(\d{1,18}\s*)?\Z', lengths):
-            raise http.client.HTTPException('the answer has no length that can be understood')
+        if coded or self.status < 200 or not re.match(r'(\d{1,18}\s*)?\Z', lengths):
+            raise http.client.HTTPException('where the answer ends cannot be told')
 
 
 @atexit.register
 def _close_idle(pid=None):
     """Close the idle connections, but those of process `pid`: at exit all, for ResourceWarnings;
     after a fork the parent's, where closing our half of a socket ends nothing on the wire."""
-    for key in [key for key in list(_pools) if key[0] != pid]:
-        for _, connection in _pools.pop(key, ()):
+    for key in list(_pools):
+        for _, connection in _pools.pop(key, ()) if key[0] != pid else ():
             connection.close()
 
 
@@ -707,7 +713,7 @@ class Answer:
             while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
                 idle.popleft()[1].close()
         except IndexError:
-            pass  # another thread took it
+            pass  # another thread took the last one
 
     __del__ = close
 
@@ -773,7 +779,7 @@ def _tls_context(verify):
 Way = collections.namedtuple('Way', 'scheme host tunnel login whole')
 
 
-class Transport(urllib.request.BaseHandler):
+class Transport:
     """Sends signed requests: connections kept alive, proxies, TLS. Safe in threads and forks.
 
     `verify` is None (the system's CAs), a CA file's path, an ssl.SSLContext, or False.
@@ -790,35 +796,30 @@ class Transport(urllib.request.BaseHandler):
 
     def __init__(self, verify=None, proxies=None, connect_timeout=10, read_timeout=60):
         self.verify, self.timeouts = verify, (connect_timeout, read_timeout)
-        self._opener = urllib.request.OpenerDirector()
-        for handler in urllib.request.ProxyHandler(proxies), urllib.request.UnknownHandler(), self:
-            self._opener.add_handler(handler)
-        # Asked once a host: for each request it would take as long as all that is sent.
-        self._way = functools.lru_cache(maxsize=64)(self._ask_way)
+        self._proxies = Secret.of(urllib.request.getproxies() if proxies is None else proxies)
+        # Once a host: for each request it would take as long as all that is sent.
+        self._way = functools.lru_cache(maxsize=64)(self._find_way)
 
-    def _ask_way(self, scheme, host):
+    def _find_way(self, scheme, host):
         """Return the Way to `host`. OSError for a proxy that is neither of http nor of https."""
-        return self._opener.open(urllib.request.Request(
-            '%s://%s/' % (scheme, host), headers={'Host': host}))
-
-    def http_open(self, asked: urllib.request.Request) -> Way:
-        """Return the Way that ProxyHandler left in `asked`: where its host is now, in a tunnel
-
-        for https, else with the whole URL in the request's line.
-        """
-        server, whole = asked.get_header('Host'), asked.has_proxy()
-        return Way(asked.type, asked.host, None if whole or asked.host == server else server,
-                   Secret.of(asked.get_header('Proxy-authorization')), whole)
-
-    https_open = http_open
+        proxy = Secret.of(self._proxies.get(scheme))
+        if not proxy or urllib.request.proxy_bypass(host):
+            return Way(scheme, host, None, None, False)
+        kind, _, rest = (('' if '://' in proxy else 'http://') + proxy).partition('://')
+        user, _, server = map(Secret, rest.rpartition('@'))
+        if kind.lower() not in ('http', 'https'):
+            raise OSError('a proxy of http or https is wanted, not of %s' % kind)
+        login = Secret('Basic ' + base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode())
+        return Way('https' if scheme == 'https' else kind.lower(), server.partition('/')[0],
+                   host if scheme == 'https' else None, login if user else None, scheme == 'http')
 
     def _open(self, way, request, headers):
         """Return an Answer, over an idle connection if one is there and alive."""
         key = os.getpid(), self.verify, way
-        connection = reused = _check_out(key)
-        if connection is not None:
+        idle = _check_out(key)
+        if idle:
             try:
-                return self._exchange(connection, key, request, headers, False)
+                return self._exchange(idle, key, request, headers, False)
             except (ConnectionError, ssl.SSLError):
                 pass  # it died before the head of the answer, and is replaced
         options = {'context': _tls_context(self.verify)} if way.scheme == 'https' else {}
@@ -828,7 +829,7 @@ class Transport(urllib.request.BaseHandler):
         if way.tunnel:
             connection.set_tunnel(way.tunnel, headers={
                 'Proxy-Authorization': way.login} if way.login else {})
-        return self._exchange(connection, key, request, headers, reused is not None)
+        return self._exchange(connection, key, request, headers, bool(idle))
 
     def _exchange(self, connection, key, request, headers, resent):
         """Send, and return the Answer once its head is read. Any failure drops the connection."""
@@ -1112,21 +1113,18 @@ class CredentialSource:
 
         Those that S3 `refused` are renewed now, unless that failed a moment ago.
         """
-        def due():
-            again = kept[0] and kept[0] is refused and (
-                self._clock() - self._failed >= LOOK_AGAIN / 10)
-            return again or self._clock() >= kept[1]
         kept = self._kept
         if kept[0] and not refused and self._clock() < kept[1]:
             return kept[0]
-        # A lock for each process: a fork has no thread that would release its parent's.
+        # One a process: a fork has no thread that would release its parent's.
         lock = self._locks.setdefault(os.getpid(), threading.Lock())
         usable = kept[0] and kept[0] is not refused and kept[0].lasts(self._utcnow()) > 0
         # Trap: a finalizer or a log handler may come here out of `_look`, and wait for itself.
-        if due() and lock.acquire(not usable and self._asking != threading.get_ident()):
+        if lock.acquire(not usable and self._asking != threading.get_ident()):
             try:
-                self._asking, kept = threading.get_ident(), self._kept
-                if due():
+                self._asking, kept, now = threading.get_ident(), self._kept, self._clock()
+                if now >= kept[1] or refused and kept[0] is refused and (
+                        now - self._failed >= LOOK_AGAIN / 10):
                     kept = self._kept = self._look(kept[0])
             finally:
                 self._asking = None
@@ -1298,7 +1296,7 @@ class _Call:
     LEAST = 5  #: seconds for an answer's XML even when `deadline` is past: 0 is one attempt
 
     def __init__(self, bucket, method, key, query=(), headers=(), body=b'', expect='',
-                 read=lambda answer: answer, new=False):
+                 read=lambda answer: answer, new=False, check=False):
         # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
         if (not key and expect not in ('ListBucketResult', 'DeleteResult')
                 or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
@@ -1309,7 +1307,10 @@ class _Call:
             self.headers['if-none-match'] = '*'
         if body or method in ('PUT', 'POST'):
             self.headers['content-length'] = str(len(body))
-        self.asked = query, self.headers, body, hashlib.sha256(body).hexdigest()
+        digest = hashlib.sha256(body)
+        if check:
+            self.headers['x-amz-checksum-sha256'] = base64.b64encode(digest.digest()).decode()
+        self.asked = query, self.headers, body, digest.hexdigest()
         self.bucket, self.method, self.key = bucket, method, key
         self.expect, self.read, self.until = expect, read, bucket.clock() + bucket.deadline
         # Who signed last, by which clock; (scheme, host, path) of a 307; the repairs left.
@@ -1412,7 +1413,7 @@ class _Call:
         to = urllib.parse.urlsplit(location)
         target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
         # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
-        below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
+        below = is_aws(target) if is_aws(host) else target.endswith('.' + domain)
         if (to.scheme == scheme and below and not re.match(r'[\d.]+(:|\Z)', domain)
                 and self.key and to.path in (path, '/' + quote(self.key, '/'))):
             self.detour = scheme, target, to.path
@@ -1435,13 +1436,13 @@ class Bucket:
                  style='auto', transport=None, checksums=None, max_attempts=4, deadline=120,
                  utcnow=utcnow, clock=time.monotonic, sleep=time.sleep, rand=random.random,
                  public_endpoint=None):
-        self._public_endpoint = public_endpoint
         self.name, self.credentials, self.style = name, credentials, style
         self.region, self.offset = region, datetime.timedelta()  # corrected when S3 says so
         # Nobody named the region (set by S3Storage, for url()); conditions were answered 501.
         self.region_guessed = self._ignores_conditions = False
-        self._endpoint, self.checksums, self.deadline = endpoint, checksums, deadline
-        self.transport, self.utcnow, self.clock = transport or Transport(), utcnow, clock
+        self._endpoint, self._public_endpoint, self.deadline = endpoint, public_endpoint, deadline
+        self.transport, self.checksums = transport or Transport(), checksums
+        self.utcnow, self.clock = utcnow, clock
         self._retry = functools.partial(retry, max_attempts=max_attempts, deadline=deadline,
                                         clock=clock, sleep=sleep, rand=rand)
         self._signers = functools.lru_cache(maxsize=2)(Signer)  # of (credentials, region)
@@ -1449,10 +1450,8 @@ class Bucket:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint in use; a region's label in AWS's hosts follows a corrected region."""
-        endpoint = aws_endpoint(self.region) if self._endpoint is None else self._endpoint
-        named = is_aws(split_endpoint(endpoint)[1]) and endpoint_region(endpoint)
-        return re.sub(r'(?i)\b%s\b' % named, self.region, endpoint, count=1) if named else endpoint
+        """The endpoint in use, which follows a corrected region."""
+        return regional(self._endpoint, self.region)
 
     def address(self) -> Address:
         """Return where requests go; vanity shapes URLs alone."""
@@ -1507,7 +1506,7 @@ class Bucket:
         if start is not None or stop is not None:
             headers['range'] = 'bytes=%d-%s' % (start or 0, '' if stop is None else stop - 1)
         if if_match:
-            headers['if-match'] = if_match
+            headers.add('if-match', if_match)  # which looks at it
         if self._checks():
             headers['x-amz-checksum-mode'] = 'ENABLED'
         return self._call('GET', key, headers=headers, expect='stream')
@@ -1520,13 +1519,9 @@ class Bucket:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
         """
-        headers = Headers(headers)
-        if self._checks():
-            headers['x-amz-checksum-sha256'] = base64.b64encode(
-                hashlib.sha256(body).digest()).decode()
-        put = functools.partial(self._call, 'PUT', key, (), headers, body,
+        put = functools.partial(self._call, 'PUT', key, (), headers, body, check=self._checks(),
                                 read=lambda answer: answer.headers['etag'])
-        return self._settled(put, if_none_match, key, body, '', access_headers(headers))
+        return self._settled(put, if_none_match, key, body, '', access_headers(Headers(headers)))
 
     def _settled(self, write, if_none_match, key, hashed, suffix, headers=()):
         """Return the ETag that `write` does. A lost answer is settled by looking, never guessed.
@@ -1773,16 +1768,14 @@ def is_intact(body: bytes, headers: Message) -> bool:
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
     """
-    names = {name.lower() for name in headers.keys()}  # get() would look at each of them, each time
-    for name in names & set(CHECKSUMS):
-        value = headers[name]
-        if '-' not in value and value != base64.b64encode(CHECKSUMS[name](body)).decode():
+    names = {name.lower() for name in headers.keys()}  # each get() would look at all of them
+    for name in names.intersection(CHECKSUMS):
+        digest = base64.b64encode(CHECKSUMS[name](body)).decode()
+        if '-' not in headers[name] and headers[name] != digest:
             return False
     # Fact: an ETag is no MD5 under a key of KMS's or of the customer's, nor if made of parts.
-    etag, keyed = headers.get('etag', ''), (
-        'x-amz-server-side-encryption-customer-algorithm' in names
-        or 'x-amz-server-side-encryption' in names
-        and headers['x-amz-server-side-encryption'] != 'AES256')
+    etag, kind = headers.get('etag', ''), 'x-amz-server-side-encryption'
+    keyed = kind + '-customer-algorithm' in names or kind in names and headers[kind] != 'AES256'
     plain = re.match(r'"[0-9a-f]{32}"\Z', etag) and not keyed and md5(body)
     return not plain or plain.hexdigest() in etag
 
@@ -1826,7 +1819,7 @@ class Reader(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` from the range in memory, or the next; 0 at the end."""
-        self._check_open()
+        self.flush()  # does nothing, but is a ValueError once closed
         if self._position >= self.size or not len(buffer):
             return 0
         if not self._start <= self._position < self._start + len(self._held):
@@ -1853,7 +1846,7 @@ class Reader(io.RawIOBase):
 
     def readall(self, begin: Optional[int] = None) -> bytes:
         """Return the rest of the object, or all from `begin` on."""
-        self._check_open()
+        self.flush()
         body, ranges = io.BytesIO(), collections.deque()
         begin = self._position if begin is None else begin
         if self._start <= begin < self._start + len(self._held):
@@ -1873,10 +1866,6 @@ class Reader(io.RawIOBase):
         """Let go of what is in memory: a FieldFile keeps its file when that is closed."""
         self._held = b''
         super().close()
-
-    def _check_open(self):
-        if self.closed:
-            raise ValueError('read of a closed file')
 
     def _fetch(self, begin, stop, free=b''):
         """Return the bytes from `begin` to before `stop`, fewer only at the object's end.
@@ -1979,10 +1968,7 @@ class Gunzip(io.RawIOBase):
     def size(self) -> int:
         """Bytes when decoded."""
         if self._size is None:
-            position, buffer = self.tell(), bytearray(SLICE)
-            while self.readinto(buffer):
-                pass
-            self._size = self.tell()
+            position, self._size = self.tell(), self.seek(self._limit + 1)
             self.seek(position)
         return self._size
 
@@ -1992,12 +1978,11 @@ class Gunzip(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a decoded position; past the end is the end."""
-        if whence not in (0, 1, 2):
-            raise ValueError('cannot seek from %r' % whence)
-        base = (0, self.tell(), self.size if whence == io.SEEK_END else 0)[whence]
-        if base + offset < 0:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(),
+                io.SEEK_END: whence == io.SEEK_END and self.size}
+        if whence not in base or base[whence] + offset < 0:
             raise ValueError('cannot seek to %r from %r' % (offset, whence))
-        return self._checked(self._decoded.seek, min(base + offset, self._limit + 1))
+        return self._checked(self._decoded.seek, min(base[whence] + offset, self._limit + 1))
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` with decoded bytes; 0 at the end."""
@@ -2053,16 +2038,16 @@ class Writer(io.RawIOBase):
                  max_concurrency: int = 4, exclusive: bool = False, size: Optional[int] = None,
                  compress: bool = False):
         super().__init__()
-        self._bucket, self._key, self._pid, self._sent = bucket, key, os.getpid(), 0
-        self._upload_id, self._parts = '', []  # Futures of ETags
-        # What is gathered: its bytes, how many. The buffers of parts that were sent are used
-        # again: new ones cost page faults, a tenth of the time of an upload.
-        self._buffer, self._filled, self._spare = bytearray(), 0, []  # type: bytearray, int, list
-        self._part_size, self._max_concurrency = part_size, max_concurrency
+        self._bucket, self._key, self._pid = bucket, key, os.getpid()
+        self._part_size, self._max_concurrency, self._size = part_size, max_concurrency, size
+        self._exclusive, self._compress, self._upload_id = exclusive, compress, ''
+        # Of the parts: ETags of those that are stored, (Future of one, buffer) of those on their
+        # way, how many bytes they have, what is gathered for the next, and how much it may be.
+        self._etags, self._sending, self._sent = [], collections.deque(), 0
+        self._buffer, self._filled, self._length = bytearray(), 0, part_length(
+            1, 0, part_size, size)
         # Last: what it refuses leaves a writer that can still be finalized.
-        self._exclusive, self._size, self._compress = exclusive, size, compress
         self._headers = Headers(headers)
-        self._length = part_length(1, 0, part_size, size)
 
     def writable(self) -> bool:
         """Return True."""
@@ -2078,18 +2063,14 @@ class Writer(io.RawIOBase):
 
     def write(self, data: bytes) -> int:
         """Take all of `data`, return its length in bytes. An error discards the whole object."""
-        if self.closed:
-            raise ValueError('write to a closed file')
+        self.flush()  # a ValueError once closed
         rest = data = memoryview(data).cast('B')
         try:
             while rest:
                 if self._filled == self._length:
                     self._send_part()
                 piece = rest[:self._length - self._filled]
-                if self._filled < len(self._buffer):
-                    memoryview(self._buffer)[self._filled:self._filled + len(piece)] = piece
-                else:
-                    self._buffer += piece
+                self._buffer[self._filled:self._filled + len(piece)] = piece
                 self._filled += len(piece)
                 rest = rest[len(piece):]
         except BaseException:
@@ -2099,25 +2080,25 @@ class Writer(io.RawIOBase):
 
     def _send_part(self):
         """Send the buffer as a part, once fewer than `max_concurrency` others are on their way."""
-        if not self._parts:
+        if not self._upload_id:
             self._upload_id = self._bucket.create_multipart_upload(self._key, self._headers)
             _unfinished.add(self)
-        number = len(self._parts) + 1
+        number, free = len(self._etags) + len(self._sending) + 1, bytearray()
         if number > MAX_PARTS:
             raise S3Error(errno.EFBIG, 'more than %d parts: set part_size' % MAX_PARTS, self._key)
-        if number > self._max_concurrency:
-            self._parts[number - self._max_concurrency - 1].result()
-        buffer, spare, self._sent = self._buffer, self._spare, self.tell()
-        self._parts.append(submit(
-            self._max_concurrency > 1, self._bucket.upload_part, self._key, self._upload_id,
-            number, memoryview(buffer)[:self._filled], access_headers(self._headers)))
-        self._parts[-1].add_done_callback(lambda part: spare.append(buffer))
+        if len(self._sending) == self._max_concurrency:
+            part, free = self._sending.popleft()
+            self._etags.append(part.result())
+        part = submit(self._max_concurrency > 1, self._bucket.upload_part, self._key,
+                      self._upload_id, number, memoryview(self._buffer)[:self._filled],
+                      access_headers(self._headers))
+        self._sending.append((part, self._buffer))
+        self._sent += self._filled
         self._length = part_length(number + 1, self._sent, self._part_size, self._size)
-        self._filled, self._buffer = 0, spare.pop() if spare else bytearray()
-        if len(self._buffer) != self._length:
-            self._buffer = bytearray()
+        # A new buffer would cost page faults, a tenth of the time of an upload.
+        self._buffer, self._filled = free if len(free) == self._length else bytearray(), 0
         if self._max_concurrency == 1:
-            self._parts[-1].result()  # now, and not with the next part
+            part.result()  # now, and not with the next part
 
     def close(self) -> None:
         """Store the object, once. If that fails nothing is stored, and the file is closed."""
@@ -2128,7 +2109,7 @@ class Writer(io.RawIOBase):
                 raise ValueError('a file is closed by the process that opened it, or not stored')
             if self._upload_id:
                 self._send_part()
-                etags = [part.result() for part in self._parts]
+                etags = self._etags + [part.result() for part, _ in self._sending]
                 self._bucket.complete_multipart_upload(
                     self._key, self._upload_id, etags, self._exclusive)
                 self._upload_id = ''
@@ -2146,10 +2127,10 @@ class Writer(io.RawIOBase):
     def discard(self) -> None:
         """Close without storing anything: parts on their way are awaited, the upload aborted."""
         self._sent, self._filled, self._buffer = self.tell(), 0, bytearray()
-        self._spare.clear()
         super().close()
         if self._upload_id and os.getpid() == self._pid:
-            wait(self._parts, 300)  # seconds: one may be waiting for us, as a finalizer's thread
+            # Seconds: one may be waiting for us, as a finalizer's thread.
+            wait([part for part, _ in self._sending], 300)
             try:
                 self._bucket.abort_multipart_upload(self._key, self._upload_id)
                 if self._bucket.list_parts(self._key, self._upload_id):
@@ -2158,6 +2139,7 @@ class Writer(io.RawIOBase):
                 logger.warning('upload %s of %s may be left behind: %s', self._upload_id,
                                self._key, error)
             self._upload_id = ''
+        self._sending.clear()
 
     def __exit__(self, exc_type, exc, traceback):
         if exc_type is None:
