@@ -168,8 +168,7 @@ def answer_error(status: int, code: str, message: str, key: str, request_id='',
 _is_unreserved = re.compile('[A-Za-z0-9._~-]*\\Z').match
 _is_word = re.compile(r'[\x21-\x7e]+\Z').match
 _is_printable = re.compile(r'[\x20-\x7e]*\Z').match
-_iso_date = re.compile(
-    r'(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z?\Z', re.ASCII).match
+_iso_date = re.compile(r'(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z?\Z').match
 
 
 def quote(text: str, safe: str = '') -> str:
@@ -349,14 +348,15 @@ class Request:
 
     `host` is lower case, without a default port. `path` is percent-encoded, `query` holds pairs
     of plain text. `target` is the one string both signed and sent. `headers` may be a mapping or
-    pairs. `body` is bytes-like; `payload_hash` its SHA-256 in hex, computed if not given.
+    pairs, without the host. `body` is bytes-like; `payload_hash` its SHA-256 in hex, computed if
+    not given.
     """
 
     def __init__(self, method: str, scheme: str, host: str, path: str, query=(), headers=(),
                  body: bytes = b'', payload_hash: str = ''):
         self.method, self.scheme, self.host, self.path = method, scheme, host, path
         self.query, self.headers, self.body = list(query), Headers(headers), body
-        self.query_string = canonical_query(self.query)
+        self.headers['host'], self.query_string = host, canonical_query(self.query)
         self.target = path + ('?' + self.query_string if self.query else '')
         if not _is_word(self.target):
             raise ValueError('a path is percent-encoded, not %.80r' % path)
@@ -410,7 +410,6 @@ class Signer:
     def sign(self, request: Request, now: datetime.datetime) -> Headers:
         """Return the headers to send: the request's own, x-amz-* and authorization."""
         stamp, headers = amz_date(now), Headers(request.headers)
-        headers['host'] = request.host
         if not self.credentials.access_key:  # Anonymous
             return headers
         headers.update({'x-amz-date': stamp, 'x-amz-content-sha256': request.payload_hash})
@@ -449,16 +448,14 @@ class Signer:
         Every header of the request is signed: the caller must send the same. Adding a parameter
         afterwards breaks the signature. It ends with temporary credentials.
         """
-        stamp, headers = amz_date(now), Headers(request.headers)
-        headers['host'] = request.host
-        signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
+        stamp, latest = amz_date(now), self._query
+        signed = ';'.join(sorted(set(request.headers) - NOT_SIGNED))
         asked = stamp, repr(expires), signed, request.query  # repr: '9' is to be refused
-        latest = self._query
         if latest[0] != asked:
             claims, expires = self._claims(now, expires)
             latest = self._query = asked, canonical_query(request.query + claims + [
                 ('X-Amz-Expires', str(expires)), ('X-Amz-SignedHeaders', signed)])
-        canonical, _ = canonical_request(request, latest[1], headers, UNSIGNED)
+        canonical, _ = canonical_request(request, latest[1], request.headers, UNSIGNED)
         return '%s://%s%s?%s&X-Amz-Signature=%s' % (
             request.scheme, request.host, request.path, latest[1],
             self.signature(stamp, self.string_to_sign(stamp, canonical)))
@@ -774,9 +771,9 @@ def _tls_context(verify):
     return context
 
 
-#: How a host is reached: what to connect to, the host to ask a proxy for a tunnel to, its login,
-#: whether the request's line holds the whole URL, as for a proxy of http.
-Way = collections.namedtuple('Way', 'scheme host tunnel login whole')
+#: How a host is reached: what to connect to, the host to ask a proxy for a tunnel to, headers
+#: for the proxy, whether the request's line holds the whole URL, as for a proxy of http.
+Way = collections.namedtuple('Way', 'scheme host tunnel headers whole')
 
 
 class Transport:
@@ -804,14 +801,15 @@ class Transport:
         """Return the Way to `host`. OSError for a proxy that is neither of http nor of https."""
         proxy = Secret.of(self._proxies.get(scheme))
         if not proxy or urllib.request.proxy_bypass(host):
-            return Way(scheme, host, None, None, False)
+            return Way(scheme, host, None, (), False)
         kind, _, rest = (('' if '://' in proxy else 'http://') + proxy).partition('://')
         user, _, server = map(Secret, rest.rpartition('@'))
         if kind.lower() not in ('http', 'https'):
             raise OSError('a proxy of http or https is wanted, not of %s' % kind)
         login = Secret('Basic ' + base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode())
-        return Way('https' if scheme == 'https' else kind.lower(), server.partition('/')[0],
-                   host if scheme == 'https' else None, login if user else None, scheme == 'http')
+        headers, server = (('Proxy-Authorization', login),), server.partition('/')[0]
+        way = (scheme, server, host) if scheme == 'https' else (kind.lower(), server, None)
+        return Way(*way, headers if user else (), scheme == 'http')
 
     def _open(self, way, request, headers):
         """Return an Answer, over an idle connection if one is there and alive."""
@@ -827,8 +825,7 @@ class Transport:
         connection = kind(way.host, timeout=self.timeouts[0], **options)
         connection.response_class = _Response
         if way.tunnel:
-            connection.set_tunnel(way.tunnel, headers={
-                'Proxy-Authorization': way.login} if way.login else {})
+            connection.set_tunnel(way.tunnel, headers=dict(way.headers))
         return self._exchange(connection, key, request, headers, bool(idle))
 
     def _exchange(self, connection, key, request, headers, resent):
@@ -836,7 +833,7 @@ class Transport:
         way, target, body, refused = key[-1], request.target, memoryview(request.body), None
         if way.whole:
             target = '%s://%s%s' % (request.scheme, request.host, target)
-            headers = dict(headers, **{'proxy-authorization': way.login} if way.login else {})
+            headers = dict(headers, **dict(way.headers))
         head = '%s %s HTTP/1.1\r\n%s\r\n' % (
             request.method, target, ''.join(['%s: %s\r\n' % pair for pair in headers.items()]))
         try:
@@ -886,9 +883,9 @@ class Transport:
         """
         to = urllib.parse.urlsplit(url)
         scheme, host, _ = split_endpoint('%s://%s' % (to.scheme, to.netloc))
-        request = Request(method, scheme, host, to.path or '/', urllib.parse.parse_qsl(
-            to.query, True), dict(headers, host=host), body)
-        request.headers['content-length'] = str(len(body))
+        query, headers = urllib.parse.parse_qsl(to.query, True), Headers(headers)
+        headers['content-length'] = str(len(body))
+        request = Request(method, scheme, host, to.path or '/', query, headers, body)
         return self.send(request, request.headers)
 
 
@@ -1204,21 +1201,19 @@ def md5(data: bytes = b'') -> Any:
     return None
 
 
-#: S3's names for the parameters of an upload -> headers. The words are the same but for some.
-PARAMETERS = {name: form + re.sub('(?<=[a-z])(?=[A-Z])', '-', name).lower() for form, names in (
+#: S3's names for the parameters of an upload -> headers. After a = the header's other words.
+PARAMETERS = {
+    name.partition('=')[0]: re.sub(
+        '(?<=[a-z])(?=[A-Z])', '-', form + name.rpartition('=')[2]).lower() for form, names in (
     ('', 'CacheControl ContentDisposition ContentEncoding ContentLanguage ContentType Expires'),
     ('x-amz-', 'ACL GrantFullControl GrantRead GrantReadACP GrantWriteACP ServerSideEncryption '
      'StorageClass Tagging WebsiteRedirectLocation ObjectLockMode ObjectLockRetainUntilDate '
-     'RequestPayer ExpectedBucketOwner ChecksumCRC32 ChecksumCRC32C ChecksumSHA1 ChecksumSHA256'),
-) for name in names.split()}
-PARAMETERS.update({name: 'x-amz-' + header for name, header in (
-    ('ObjectLockLegalHoldStatus', 'object-lock-legal-hold'),
-    ('BucketKeyEnabled', 'server-side-encryption-bucket-key-enabled'),
-    ('SSEKMSKeyId', 'server-side-encryption-aws-kms-key-id'),
-    ('SSEKMSEncryptionContext', 'server-side-encryption-context'),
-    ('SSECustomerAlgorithm', 'server-side-encryption-customer-algorithm'),
-    ('SSECustomerKey', 'server-side-encryption-customer-key'),
-    ('SSECustomerKeyMD5', 'server-side-encryption-customer-key-md5'))})
+     'RequestPayer ExpectedBucketOwner ChecksumCRC32 ChecksumCRC32C ChecksumSHA1 ChecksumSHA256 '
+     'ObjectLockLegalHoldStatus=ObjectLockLegalHold'),
+    ('x-amz-server-side-encryption-', 'BucketKeyEnabled SSEKMSKeyId=AwsKmsKeyId '
+     'SSEKMSEncryptionContext=Context SSECustomerAlgorithm=CustomerAlgorithm '
+     'SSECustomerKey=CustomerKey SSECustomerKeyMD5=CustomerKeyMD5'),
+    ) for name in names.split()}
 
 
 def object_headers(parameters: dict) -> dict:
@@ -1696,8 +1691,7 @@ class Bucket:
 
         `query` may hold response-content-type and the like; `headers` must be sent as given.
         """
-        request = Request(
-            method, *self._location(key, public=True), query, headers, b'', UNSIGNED)
+        request = Request(method, *self._location(key, public=True), query, headers, b'', UNSIGNED)
         return self._signer().presign(request, now or self.now(), expires)
 
     def presigned_post(self, key: str, expires: int, conditions=(), fields=None) -> dict:
@@ -1953,11 +1947,7 @@ class Gunzip(io.RawIOBase):
         size = reader.headers.get('x-amz-meta-uncompressed-size', '')
         self._size = int(size) if re.match(r'\d{1,15}\Z', size) else None
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    seekable = readable
+    readable = seekable = Reader.readable
 
     def close(self) -> None:
         """Close the Reader too."""
@@ -1972,13 +1962,9 @@ class Gunzip(io.RawIOBase):
             self.seek(position)
         return self._size
 
-    def tell(self) -> int:
-        """Return the position, in decoded bytes."""
-        return self._decoded.tell()
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a decoded position; past the end is the end."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(),
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._decoded.tell(),
                 io.SEEK_END: whence == io.SEEK_END and self.size}
         if whence not in base or base[whence] + offset < 0:
             raise ValueError('cannot seek to %r from %r' % (offset, whence))
@@ -1996,7 +1982,7 @@ class Gunzip(io.RawIOBase):
             raise
         except (EOFError, OSError, zlib.error) as error:
             raise S3Error(errno.EBADMSG, 'not the gzip it says it is: %s' % error) from None
-        if self.tell() > self._limit:
+        if self._decoded.tell() > self._limit:
             raise S3Error(errno.EFBIG, 'more than %d bytes when decoded' % self._limit)
         return result
 
@@ -2049,9 +2035,7 @@ class Writer(io.RawIOBase):
         # Last: what it refuses leaves a writer that can still be finalized.
         self._headers = Headers(headers)
 
-    def writable(self) -> bool:
-        """Return True."""
-        return True
+    writable = Reader.readable
 
     def readinto(self, buffer: memoryview) -> int:
         """Raise UnsupportedOperation."""
@@ -2142,10 +2126,7 @@ class Writer(io.RawIOBase):
         self._sending.clear()
 
     def __exit__(self, exc_type, exc, traceback):
-        if exc_type is None:
-            self.close()
-        else:
-            self.discard()
+        self.close() if exc_type is None else self.discard()
 
     # Trap: io's own finalizer calls close(), and would publish what a lost file held.
     def __del__(self):
