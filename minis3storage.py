@@ -798,18 +798,19 @@ class Transport:
         self._way = functools.lru_cache(maxsize=64)(self._find_way)
 
     def _find_way(self, scheme, host):
-        """Return the Way to `host`. OSError for a proxy that is neither of http nor of https."""
+        """Return the Way to `host`. OSError for a proxy that speaks neither http nor https."""
         proxy = Secret.of(self._proxies.get(scheme))
         if not proxy or urllib.request.proxy_bypass(host):
             return Way(scheme, host, None, (), False)
         kind, _, rest = (('' if '://' in proxy else 'http://') + proxy).partition('://')
-        user, _, server = map(Secret, rest.rpartition('@'))
-        if kind.lower() not in ('http', 'https'):
-            raise OSError('a proxy of http or https is wanted, not of %s' % kind)
+        user, _, server = rest.rpartition('@')
+        kind, server = kind.lower(), server.partition('/')[0]
+        if kind not in ('http', 'https') or not server:
+            raise OSError('a proxy is like http://[user:password@]proxy.example.com[:port]')
         login = Secret('Basic ' + base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode())
-        headers, server = (('Proxy-Authorization', login),), server.partition('/')[0]
-        way = (scheme, server, host) if scheme == 'https' else (kind.lower(), server, None)
-        return Way(*way, headers if user else (), scheme == 'http')
+        headers = (('Proxy-Authorization', login),) if ':' in user else ()
+        way = (scheme, server, host) if scheme == 'https' else (kind, server, None)
+        return Way(*way, headers, scheme == 'http')
 
     def _open(self, way, request, headers):
         """Return an Answer, over an idle connection if one is there and alive."""
@@ -1516,7 +1517,7 @@ class Bucket:
         """
         put = functools.partial(self._call, 'PUT', key, (), headers, body, check=self._checks(),
                                 read=lambda answer: answer.headers['etag'])
-        return self._settled(put, if_none_match, key, body, '', access_headers(Headers(headers)))
+        return self._settled(put, if_none_match, key, body, '', headers)
 
     def _settled(self, write, if_none_match, key, hashed, suffix, headers=()):
         """Return the ETag that `write` does. A lost answer is settled by looking, never guessed.
@@ -1531,7 +1532,7 @@ class Bucket:
             digest = md5(hashed) if error.uncertain and hashed is not None else None
             etag = digest and '"%s%s"' % (digest.hexdigest(), suffix)
             with contextlib.suppress(NoSuchKey):
-                head = self.head_object(key, headers) if etag else head
+                head = self.head_object(key, access_headers(Headers(headers))) if etag else head
             stored, served = map(parse_http_date, (head.get('last-modified'), head.get('date')))
             # HTTP's dates are whole seconds, rounded down: one for each.
             if (head.get('etag') != etag or not stored or not served
@@ -2000,12 +2001,7 @@ def part_length(number: int, sent: int, part_size: int, size: Optional[int] = No
 
 #: Writers with an upload begun; a set of weak references, so that a dropped one is finalized.
 _unfinished = weakref.WeakSet()  # type: weakref.WeakSet
-
-
-@atexit.register
-def _discard_unfinished():
-    for writer in list(_unfinished):
-        writer.discard()
+atexit.register(lambda: [writer.discard() for writer in list(_unfinished)])
 
 
 class Writer(io.RawIOBase):
@@ -2071,8 +2067,8 @@ class Writer(io.RawIOBase):
         if number > MAX_PARTS:
             raise S3Error(errno.EFBIG, 'more than %d parts: set part_size' % MAX_PARTS, self._key)
         if len(self._sending) == self._max_concurrency:
-            part, free = self._sending.popleft()
-            self._etags.append(part.result())
+            self._etags.append(self._sending[0][0].result())  # till then discard() waits for it
+            free = self._sending.popleft()[1]
         part = submit(self._max_concurrency > 1, self._bucket.upload_part, self._key,
                       self._upload_id, number, memoryview(self._buffer)[:self._filled],
                       access_headers(self._headers))

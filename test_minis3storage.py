@@ -1126,6 +1126,9 @@ def test_http_proxy(wire):
     assert first.pop('proxy-authorization') == BASIC and first['host'] == 's3.invalid:81'
     assert set(first) == set(other) == {'host', 'authorization', 'x-amz-date',
                                         'x-amz-content-sha256', 'x-amz-security-token'}
+    for wrong in 'socks5://user:p@ss@127.0.0.1:9', 'http://user:p@ss@/', '/x', '//127.0.0.1:9':
+        _, error = timed('s3.invalid:81', proxies={'http': wrong})
+        assert 'a proxy is like http' in str(error) and 'p@ss' not in reported(error)
 
 
 def test_connect_proxy(wire, tls):
@@ -4360,7 +4363,7 @@ def test_public_names_are_documented_and_annotated():
 
 @pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
 def test_the_file_stays_readable():
-    assert len(LINES) <= 3396 and max(map(len, LINES)) <= 99
+    assert len(LINES) <= 3392 and max(map(len, LINES)) <= 99
     assert len(read('test_minis3storage.py').splitlines()) <= 4500
     prose = {number for number, line in enumerate(LINES, 1) if line.strip().startswith('#')}
     too_long = []
