@@ -13,7 +13,7 @@ top; each floor calls the floors above it and nothing else:
     2  Text                percent-encoding, dates, XML
     3  Signing             Signature Version 4: headers, presigned URLs, POST policies
     4  Addressing          bucket, region and endpoint to scheme, host and path
-    5  Transport           connections kept alive under urllib; retries. All of the network
+    5  Transport           connections kept alive, proxies, retries. All of the network
     6  Credential sources  where keys come from
     7  Bucket              S3's operations in S3's words
     8  Files               a raw reader and a raw writer for io
