@@ -1209,12 +1209,11 @@ PARAMETERS = {
     ('', 'CacheControl ContentDisposition ContentEncoding ContentLanguage ContentType Expires'),
     ('x-amz-', 'ACL GrantFullControl GrantRead GrantReadACP GrantWriteACP ServerSideEncryption '
      'StorageClass Tagging WebsiteRedirectLocation ObjectLockMode ObjectLockRetainUntilDate '
-     'RequestPayer ExpectedBucketOwner ChecksumCRC32 ChecksumCRC32C ChecksumSHA1 ChecksumSHA256 '
-     'ObjectLockLegalHoldStatus=ObjectLockLegalHold'),
+     'ObjectLockLegalHoldStatus=ObjectLockLegalHold RequestPayer ExpectedBucketOwner '
+     'ChecksumCRC32 ChecksumCRC32C ChecksumSHA1 ChecksumSHA256 Metadata=Meta'),
     ('x-amz-server-side-encryption-', 'BucketKeyEnabled SSEKMSKeyId=AwsKmsKeyId '
      'SSEKMSEncryptionContext=Context SSECustomerAlgorithm=CustomerAlgorithm '
-     'SSECustomerKey=CustomerKey SSECustomerKeyMD5=CustomerKeyMD5'),
-    ) for name in names.split()}
+     'SSECustomerKey=CustomerKey SSECustomerKeyMD5=CustomerKeyMD5')) for name in names.split()}
 
 
 def object_headers(parameters: dict) -> dict:
@@ -1229,15 +1228,16 @@ def object_headers(parameters: dict) -> dict:
     for name, value in parameters.items():
         if value is None:  # not given
             continue
-        if name not in PARAMETERS and name != 'Metadata' and '-' not in name:
+        if name not in PARAMETERS and '-' not in name:
             near = difflib.get_close_matches(name, PARAMETERS, 1)
             raise ValueError('no parameter of an upload: %r%s' % (
                 name, near and '; did you mean %r?' % near[0] or ''))
         header = PARAMETERS.get(name, name).lower()
         if name == 'Metadata':
-            headers.update(('x-amz-meta-' + word.lower(), text if re.match(r'[\0-\x7f]*\Z', text)
-                            else Header(text, 'utf-8', maxlinelen=sys.maxsize).encode())
-                           for word, text in value.items())
+            for word, text in value.items():
+                plain = re.match(r'[\0-\x7f]*\Z', text)
+                headers['%s-%s' % (header, word.lower())] = text if plain else Header(
+                    text, 'utf-8', maxlinelen=sys.maxsize).encode()
         elif name == 'SSECustomerKey':
             value = value.encode() if isinstance(value, str) else value
             headers[header] = base64.b64encode(value).decode()
@@ -1273,7 +1273,7 @@ def url_parameters(method: str, parameters: dict) -> tuple:
     With PUT those of an upload become headers. ValueError for other names.
     """
     uploads = Secret.of({name: value for name, value in parameters.items()
-                         if method == 'PUT' and (name in PARAMETERS or name == 'Metadata')})
+                         if method == 'PUT' and name in PARAMETERS})
     for name in parameters:
         if name not in uploads and name not in READ_PARAMETERS and not name[:1].islower():
             raise ValueError('no parameter of a URL for %s: %r' % (method, name))
