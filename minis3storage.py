@@ -1722,14 +1722,11 @@ class Bucket:
 #
 # In a Reader `_advance` and `readall` decide which range comes next, `_fetch` gets it whole and
 # compares it with its checksum, `_fetch_range` resumes what breaks off, and `_ask` sends one
-# request and makes sure that the answer is of the object first opened. No socket outlives a call,
-# so an open file holds memory alone.
+# request and makes sure that the answer is of the object first opened.
 #
 # In a Writer `_send_part` sends what `write` gathered, `close` publishes, `discard` undoes. There
 # are three ends: closed and stored; closed and nothing stored; lost, which the finalizer makes the
-# second. Until the first, S3 shows the old object to everyone.
-#
-# Only `submit` starts a thread; each ends with its range or part, so no pool is left to close.
+# second. Only `submit` starts a thread; each ends with its range or part.
 
 FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
 MAX_RESUMES = 5          #: times in a row without 64 KiB more that a body is resumed
