@@ -13,7 +13,7 @@ top; each floor calls the floors above it and nothing else:
     2  Text                percent-encoding, dates, XML
     3  Signing             Signature Version 4: headers, presigned URLs, POST policies
     4  Addressing          bucket, region and endpoint to scheme, host and path
-    5  Transport           connections kept alive under urllib; retries. All of the network
+    5  Transport           connections kept alive, proxies, retries. All of the network
     6  Credential sources  where keys come from
     7  Bucket              S3's operations in S3's words
     8  Files               a raw reader and a raw writer for io
@@ -164,11 +164,11 @@ def answer_error(status: int, code: str, message: str, key: str, request_id='',
 # Text as S3 wants it and as S3 gives it. What is refused here is a ValueError.
 
 
-#: All of it goes as it is; all can stand in a line of a request; all can be shown.
+#: All of it goes as it is; none of it ends a word or a line of a request; all can be shown.
 _is_unreserved = re.compile('[A-Za-z0-9._~-]*\\Z').match
-_is_target = re.compile(r'[\x21-\x7e]+\Z').match  # no line of a request ends in it
+_is_word = re.compile(r'[\x21-\x7e]+\Z').match
 _is_printable = re.compile(r'[\x20-\x7e]*\Z').match
-_is_iso_date = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?\Z', re.ASCII).match
+_iso_date = re.compile(r'(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z?\Z').match
 
 
 def quote(text: str, safe: str = '') -> str:
@@ -179,9 +179,9 @@ def quote(text: str, safe: str = '') -> str:
     return urllib.parse.quote(text, safe=safe + '~')
 
 
-def printable(text: Any, limit: int = 300) -> str:
-    """Return what a server said in `limit` printable characters, as messages and logs want it."""
-    return re.sub(r'[^\x20-\x7e]+', ' ', str(text or ''))[:limit]
+def printable(text: Any) -> str:
+    """Return what a server said in 300 printable characters, as messages and logs want it."""
+    return re.sub(r'[^\x20-\x7e]+', ' ', str(text or ''))[:300]
 
 
 def canonical_query(pairs: Iterable) -> str:
@@ -214,17 +214,19 @@ def parse_http_date(text: Optional[str]) -> Optional[datetime.datetime]:
 
 def parse_iso_date(text: str) -> datetime.datetime:
     """Return S3's ``2009-10-12T17:50:30.000Z`` as an aware datetime. Else ValueError."""
-    if not _is_iso_date(text or ''):
+    found = _iso_date(text or '')  # Why not strptime: twice as long, and a page has 1,000
+    if not found:
         raise ValueError('not a date of S3\'s: %.40r' % text)
-    return datetime.datetime(  # Why not strptime: it takes thrice as long, and pages have 1,000
-        int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]),
-        int(text[17:19]), int(text[20:26].rstrip('Z').ljust(6, '0')), datetime.timezone.utc)
+    *numbers, fraction = found.groups('0')
+    return datetime.datetime(
+        *map(int, numbers), int(fraction[:6].ljust(6, '0')), datetime.timezone.utc)  # type: ignore
 
 
 def parse_xml(body: bytes) -> ElementTree.Element:
     """Return the root element of an answer, without namespaces. Anything else is a ValueError."""
     # Decoded here, so that what is looked for is what is parsed, whatever encoding it claims.
-    text = body.decode('utf-8-sig').lstrip()  # Fact: white space before it keeps slow answers alive
+    # Fact: white space before it keeps slow answers alive.
+    text = body.decode('utf-8-sig').lstrip()
     # Without a DOCTYPE no entity can expand or be fetched. A page of 1,000 keys has 12,000 tags
     # or so; the 8 MiB of one have room for two millions.
     if '<!DOCTYPE' in text or text.count('<') > 100000:
@@ -319,7 +321,7 @@ class Credentials:
         access_key, secret_key = Secret(access_key or ''), Secret(secret_key or '')
         self.session_token = session_token = Secret(session_token or '')
         for name, value in (('access_key', access_key), ('secret_key', secret_key)):
-            if not re.match(r'[\x21-\x7e]+\Z', value):
+            if not _is_word(value):
                 raise ValueError('%s is empty, or has blanks or other than ASCII in it' % name)
         if re.search('[/,]', access_key):
             raise ValueError('access_key holds a "/" or ",": is it the secret key?')
@@ -334,10 +336,7 @@ class Credentials:
 
 
 class Anonymous(Credentials):
-    """No credentials: no request is signed with them, and no URL can be.
-
-    For what all the world may read.
-    """
+    """No credentials, for what all the world may read: they sign no request, and no URL."""
 
     def __init__(self):
         self.expires = None
@@ -348,16 +347,17 @@ class Request:
 
     `host` is lower case, without a default port. `path` is percent-encoded, `query` holds pairs
     of plain text. `target` is the one string both signed and sent. `headers` may be a mapping or
-    pairs. `body` is bytes-like; `payload_hash` its SHA-256 in hex, computed if not given.
+    pairs, without the host. `body` is bytes-like; `payload_hash` its SHA-256 in hex, computed if
+    not given.
     """
 
     def __init__(self, method: str, scheme: str, host: str, path: str, query=(), headers=(),
                  body: bytes = b'', payload_hash: str = ''):
         self.method, self.scheme, self.host, self.path = method, scheme, host, path
         self.query, self.headers, self.body = list(query), Headers(headers), body
-        self.query_string = canonical_query(self.query)
+        self.headers['host'], self.query_string = host, canonical_query(self.query)
         self.target = path + ('?' + self.query_string if self.query else '')
-        if not _is_target(self.target):
+        if not _is_word(self.target):
             raise ValueError('a path is percent-encoded, not %.80r' % path)
         self.payload_hash = payload_hash or hashlib.sha256(body).hexdigest()
 
@@ -385,12 +385,11 @@ class Signer:
         self._query = (), ''  # type: tuple
         self._told = False  # that URLs end with the credentials: once is enough
 
-    def scope(self, stamp: str) -> str:
-        """Return the credential scope ``20130524/us-east-1/s3/aws4_request`` of `stamp`."""
-        return self._of_day(stamp)[1]
-
     def _of_day(self, stamp):
-        """Return (day, credential scope, signing key) for `stamp`, worked out once a day."""
+        """Return (day, credential scope, signing key) for `stamp`, worked out once a day.
+
+        A scope is like ``20130524/us-east-1/s3/aws4_request``.
+        """
         latest, day = self._day, stamp[:8]
         if latest[0] != day:
             scope = '%s/%s/%s/aws4_request' % (day, self.region, self.service)
@@ -402,7 +401,7 @@ class Signer:
     def string_to_sign(self, stamp: str, canonical: str) -> str:
         """Return the text to sign for a canonical request; `stamp` is as of `amz_date`."""
         digest = hashlib.sha256(canonical.encode()).hexdigest()
-        return '\n'.join((ALGORITHM, stamp, self.scope(stamp), digest))
+        return '\n'.join((ALGORITHM, stamp, self._of_day(stamp)[1], digest))
 
     def signature(self, stamp: str, text: str) -> str:
         """Return the signature of `text`, 64 hex digits."""
@@ -411,7 +410,6 @@ class Signer:
     def sign(self, request: Request, now: datetime.datetime) -> Headers:
         """Return the headers to send: the request's own, x-amz-* and authorization."""
         stamp, headers = amz_date(now), Headers(request.headers)
-        headers['host'] = request.host
         if not self.credentials.access_key:  # Anonymous
             return headers
         headers.update({'x-amz-date': stamp, 'x-amz-content-sha256': request.payload_hash})
@@ -420,7 +418,7 @@ class Signer:
         canonical, signed = canonical_request(
             request, request.query_string, headers, request.payload_hash)
         headers['authorization'] = Secret('%s Credential=%s/%s, SignedHeaders=%s, Signature=%s' % (
-            ALGORITHM, self.credentials.access_key, self.scope(stamp), signed,
+            ALGORITHM, self.credentials.access_key, self._of_day(stamp)[1], signed,
             self.signature(stamp, self.string_to_sign(stamp, canonical))))
         return headers
 
@@ -439,9 +437,10 @@ class Signer:
             logger.warning('URLs that were to last %d s end with their credentials, in %d s',
                            expires, left)
         stamp, token = amz_date(now), self.credentials.session_token
-        return [('X-Amz-Algorithm', ALGORITHM), ('X-Amz-Date', stamp),
-                ('X-Amz-Credential', '%s/%s' % (self.credentials.access_key, self.scope(stamp))),
-                *[('X-Amz-Security-Token', token)] * bool(token)], int(min(expires, max(left, 1)))
+        claims = [('X-Amz-Algorithm', ALGORITHM), ('X-Amz-Date', stamp), ('X-Amz-Credential',
+                  '%s/%s' % (self.credentials.access_key, self._of_day(stamp)[1]))]
+        claims += [('X-Amz-Security-Token', token)] if token else []
+        return claims, int(min(expires, max(left, 1)))
 
     def presign(self, request: Request, now: datetime.datetime, expires: int) -> str:
         """Return a URL that whoever holds it may use for `expires` seconds (1 to 604,800).
@@ -449,15 +448,14 @@ class Signer:
         Every header of the request is signed: the caller must send the same. Adding a parameter
         afterwards breaks the signature. It ends with temporary credentials.
         """
-        stamp, headers = amz_date(now), Headers(request.headers)
-        headers['host'] = request.host
-        signed = ';'.join(sorted(set(headers) - NOT_SIGNED))
-        latest, asked = self._query, (stamp, str(expires), signed, request.query)
+        stamp, latest = amz_date(now), self._query
+        signed = ';'.join(sorted(set(request.headers) - NOT_SIGNED))
+        asked = stamp, repr(expires), signed, request.query  # repr: '9' is to be refused
         if latest[0] != asked:
             claims, expires = self._claims(now, expires)
             latest = self._query = asked, canonical_query(request.query + claims + [
                 ('X-Amz-Expires', str(expires)), ('X-Amz-SignedHeaders', signed)])
-        canonical, _ = canonical_request(request, latest[1], headers, UNSIGNED)
+        canonical, _ = canonical_request(request, latest[1], request.headers, UNSIGNED)
         return '%s://%s%s?%s&X-Amz-Signature=%s' % (
             request.scheme, request.host, request.path, latest[1],
             self.signature(stamp, self.string_to_sign(stamp, canonical)))
@@ -507,12 +505,11 @@ _REGION_LABEL = re.compile(
     r'(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)'
     r'|s3\.([a-z0-9-]+)\.(?:(?:backblazeb2|wasabisys)\.com|scw\.cloud|io\.cloud\.ovh\.(?:net|us))'
     r'|([a-z]{3}\d)\.(?:digitaloceanspaces|your-objectstorage)\.com)$')
-#: A host of S3's at AWS, with or without a bucket before it; no other service's, no port.
+#: Finds a host of S3's at AWS, with or without a bucket before it; no other service's, no port.
 #: Trap: anyone can have s3me-1.us-east-1.elb.amazonaws.com.
-_AWS_S3 = re.compile(
+is_aws = re.compile(
     r'(?:^|\.)s3(?:-[a-z0-9-]+)?(?:\.dualstack)?(?:\.[a-z]+-[a-z0-9-]+)?(?:\.vpce)?'
-    r'\.amazonaws\.(?:com|com\.cn|eu)\Z')
-is_aws = _AWS_S3.search
+    r'\.amazonaws\.(?:com|com\.cn|eu)\Z').search
 
 
 @functools.lru_cache(maxsize=64)
@@ -552,12 +549,20 @@ def aws_endpoint(region: str, scheme: str = 'https') -> str:
 
 
 @functools.lru_cache(maxsize=64)
+def regional(endpoint: Optional[str], region: str) -> str:
+    """Return AWS's endpoint of `region`, or `endpoint`; the region in a host of AWS's follows."""
+    endpoint = aws_endpoint(region) if endpoint is None else endpoint
+    named = is_aws(split_endpoint(endpoint)[1]) and endpoint_region(endpoint)
+    return re.sub(r'(?i)\b%s\b' % named, region, endpoint, count=1) if named else endpoint
+
+
+@functools.lru_cache(maxsize=64)
 def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
     """Return where `bucket` lives below `endpoint`. ValueError for names that cannot be one."""
     if not re.match(r'(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}\Z', bucket):
         raise ValueError('neither a bucket\'s name nor an access point\'s alias: %.80r' % bucket)
     scheme, host, path = split_endpoint(endpoint)
-    label = re.match(r'[a-z0-9][a-z0-9.-]{,61}[a-z0-9]\Z', bucket) and '..' not in bucket
+    label = re.match(r'(?!.*\.\.)[a-z0-9][a-z0-9.-]{,61}[a-z0-9]\Z', bucket)
     numeric = re.match(r'\[|[0-9.]+(:|\Z)', host)  # an IP address has no subdomains
     fits = label and not numeric and (scheme == 'http' or '.' not in bucket)
     # `auto` is the subdomain on AWS and the path elsewhere. Both are the path for names that are
@@ -575,21 +580,19 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
 # ---- 5. Transport ------------------------------------------------------------------------------
 #
 # All of the network. urlopen() closes every connection and follows redirects with the
-# Authorization header on; so an OpenerDirector with handlers of our choice tells the way to a
-# host, proxies of the environment included, and http.client's parts are put together here.
+# Authorization header on; so http.client's parts are put together here.
 #
-# The way of a request: `send` asks for the way, `_open` takes an idle connection or makes one,
-# `_exchange` sends and reads the head, and the Answer, once read to its end, puts the connection
-# back. Around it stands `retry`, which the callers hand an attempt that signs afresh. What fails
-# on the way is an Unreachable: it is not known whether S3 did what it was asked, and who repeats
-# it has to be able to tell.
+# The way of a request: `send` finds the way to its host, `_open` takes an idle connection or
+# makes one, `_exchange` sends and reads the head, and the Answer, once read to its end, puts the
+# connection back. Around it stands `retry`, which the callers hand an attempt that signs afresh.
+# What fails on the way is an Unreachable: it is not known whether S3 did what it was asked.
 
 import http.client  # noqa: E402
 import socket  # noqa: E402
 import ssl  # noqa: E402
 import urllib.request  # noqa: E402
 
-POOL_SIZE = 32  #: idle connections kept for one key; more are closed
+POOL_SIZE = 32  #: idle connections kept for one key
 POOL_AGE = 20   #: seconds a connection may idle. Fact: S3 closes them after some 20 s
 LONGEST_HEAD = 60  #: seconds for the head of an answer, however steadily it drips
 ONE_PIECE = 16 * 1024  #: bytes of a body that are sent in one call, one segment, with the head
@@ -603,7 +606,7 @@ class _Lines(io.BufferedReader):
     """What an answer is read from. Trap: http.client takes a head that was cut for a whole one,
     102 and 103 for answers, and waits without end for what follows 100 or ends a trailer."""
 
-    count = 0
+    count = 0  # lines of this head or trailer
 
     def readline(self, limit=65537):
         if not self.count:
@@ -618,17 +621,16 @@ class _Lines(io.BufferedReader):
             raise ConnectionResetError('the head of the answer broke off or has no end')
         return b'HTTP/1.1 100\r\n' if re.match(br'HTTP/1\.\d 1\d\d\b', line) else line
 
-    def readinto(self, buffer):
-        self.count = 0  # a chunk: the lines after it, and those of the trailer, count anew
-        return super().readinto(buffer)
+    def read(self, size=-1):
+        self.count = 0  # the end of a chunk
+        return super().read(size)
 
-    def read1(self, size=-1):
-        self.count = 0
-        return super().read1(size)
+
+_is_last = re.compile(br'HTTP/1\.\d [2-9]').match  # no 100, 102 or 103, which others follow
 
 
 class _Response(http.client.HTTPResponse):
-    """http.client's response, refused by HTTPException if its length cannot be understood."""
+    """http.client's response, refused by HTTPException if its end cannot be told."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -638,22 +640,23 @@ class _Response(http.client.HTTPResponse):
         # Mostly a head comes in one piece. Then none of its lines can drip or break off, and
         # _Lines need not look at each, which takes as long as all the rest of the answer.
         head = self.fp.peek(1)
-        if b'\r\n\r\n' in head and head[9:10] != b'1':
+        if b'\r\n\r\n' in head and _is_last(head):
             self.fp.readline = super(_Lines, self.fp).readline
         super().begin()
-        vars(self.fp or self).pop('readline', None)
+        vars(self.fp).pop('readline', None)
+        self.fp.count = 0
         lengths = ','.join(set(self.headers.get_all('content-length', ())))
         coded = self.headers.get('transfer-encoding') and not self.chunked
-        if coded or not re.match(r'(\d{1,18}\s*)?\Z', lengths):
-            raise http.client.HTTPException('the answer has no length that can be understood')
+        if coded or self.status < 200 or not re.match(r'(\d{1,18}\s*)?\Z', lengths):
+            raise http.client.HTTPException('where the answer ends cannot be told')
 
 
 @atexit.register
 def _close_idle(pid=None):
     """Close the idle connections, but those of process `pid`: at exit all, for ResourceWarnings;
     after a fork the parent's, where closing our half of a socket ends nothing on the wire."""
-    for key in [key for key in list(_pools) if key[0] != pid]:
-        for _, connection in _pools.pop(key, ()):
+    for key in list(_pools):
+        for _, connection in _pools.pop(key, ()) if key[0] != pid else ():
             connection.close()
 
 
@@ -707,7 +710,7 @@ class Answer:
             while len(idle) > POOL_SIZE or now - idle[0][0] > POOL_AGE:
                 idle.popleft()[1].close()
         except IndexError:
-            pass  # another thread took it
+            pass  # another thread took the last one
 
     __del__ = close
 
@@ -768,12 +771,12 @@ def _tls_context(verify):
     return context
 
 
-#: How a host is reached: what to connect to, the host to ask a proxy for a tunnel to, its login,
-#: whether the request's line holds the whole URL, as for a proxy of http.
-Way = collections.namedtuple('Way', 'scheme host tunnel login whole')
+#: How a host is reached: what to connect to, the host to ask a proxy for a tunnel to, headers
+#: for the proxy, whether the request's line holds the whole URL, as for a proxy of http.
+Way = collections.namedtuple('Way', 'scheme host tunnel headers whole')
 
 
-class Transport(urllib.request.BaseHandler):
+class Transport:
     """Sends signed requests: connections kept alive, proxies, TLS. Safe in threads and forks.
 
     `verify` is None (the system's CAs), a CA file's path, an ssl.SSLContext, or False.
@@ -790,35 +793,32 @@ class Transport(urllib.request.BaseHandler):
 
     def __init__(self, verify=None, proxies=None, connect_timeout=10, read_timeout=60):
         self.verify, self.timeouts = verify, (connect_timeout, read_timeout)
-        self._opener = urllib.request.OpenerDirector()
-        for handler in urllib.request.ProxyHandler(proxies), urllib.request.UnknownHandler(), self:
-            self._opener.add_handler(handler)
-        # Asked once a host: for each request it would take as long as all that is sent.
-        self._way = functools.lru_cache(maxsize=64)(self._ask_way)
+        self._proxies = Secret.of(urllib.request.getproxies() if proxies is None else proxies)
+        # Once a host: for each request it would take as long as all that is sent.
+        self._way = functools.lru_cache(maxsize=64)(self._find_way)
 
-    def _ask_way(self, scheme, host):
-        """Return the Way to `host`. OSError for a proxy that is neither of http nor of https."""
-        return self._opener.open(urllib.request.Request(
-            '%s://%s/' % (scheme, host), headers={'Host': host}))
-
-    def http_open(self, asked: urllib.request.Request) -> Way:
-        """Return the Way that ProxyHandler left in `asked`: where its host is now, in a tunnel
-
-        for https, else with the whole URL in the request's line.
-        """
-        server, whole = asked.get_header('Host'), asked.has_proxy()
-        return Way(asked.type, asked.host, None if whole or asked.host == server else server,
-                   Secret.of(asked.get_header('Proxy-authorization')), whole)
-
-    https_open = http_open
+    def _find_way(self, scheme, host):
+        """Return the Way to `host`. OSError for a proxy that speaks neither http nor https."""
+        proxy = Secret.of(self._proxies.get(scheme))
+        if not proxy or urllib.request.proxy_bypass(host):
+            return Way(scheme, host, None, (), False)
+        kind, _, rest = (('' if '://' in proxy else 'http://') + proxy).partition('://')
+        user, _, server = rest.rpartition('@')
+        kind, server = kind.lower(), server.partition('/')[0]
+        if kind not in ('http', 'https') or not server:
+            raise OSError('a proxy is like http://[user:password@]proxy.example.com[:port]')
+        login = Secret('Basic ' + base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode())
+        headers = (('Proxy-Authorization', login),) if ':' in user else ()
+        way = (scheme, server, host) if scheme == 'https' else (kind, server, None)
+        return Way(*way, headers, scheme == 'http')
 
     def _open(self, way, request, headers):
         """Return an Answer, over an idle connection if one is there and alive."""
         key = os.getpid(), self.verify, way
-        connection = reused = _check_out(key)
-        if connection is not None:
+        idle = _check_out(key)
+        if idle:
             try:
-                return self._exchange(connection, key, request, headers, False)
+                return self._exchange(idle, key, request, headers, False)
             except (ConnectionError, ssl.SSLError):
                 pass  # it died before the head of the answer, and is replaced
         options = {'context': _tls_context(self.verify)} if way.scheme == 'https' else {}
@@ -826,16 +826,15 @@ class Transport(urllib.request.BaseHandler):
         connection = kind(way.host, timeout=self.timeouts[0], **options)
         connection.response_class = _Response
         if way.tunnel:
-            connection.set_tunnel(way.tunnel, headers={
-                'Proxy-Authorization': way.login} if way.login else {})
-        return self._exchange(connection, key, request, headers, reused is not None)
+            connection.set_tunnel(way.tunnel, headers=dict(way.headers))
+        return self._exchange(connection, key, request, headers, bool(idle))
 
     def _exchange(self, connection, key, request, headers, resent):
         """Send, and return the Answer once its head is read. Any failure drops the connection."""
         way, target, body, refused = key[-1], request.target, memoryview(request.body), None
         if way.whole:
             target = '%s://%s%s' % (request.scheme, request.host, target)
-            headers = dict(headers, **{'proxy-authorization': way.login} if way.login else {})
+            headers = dict(headers, **dict(way.headers))
         head = '%s %s HTTP/1.1\r\n%s\r\n' % (
             request.method, target, ''.join(['%s: %s\r\n' % pair for pair in headers.items()]))
         try:
@@ -885,9 +884,9 @@ class Transport(urllib.request.BaseHandler):
         """
         to = urllib.parse.urlsplit(url)
         scheme, host, _ = split_endpoint('%s://%s' % (to.scheme, to.netloc))
-        request = Request(method, scheme, host, to.path or '/', urllib.parse.parse_qsl(
-            to.query, True), dict(headers, host=host), body)
-        request.headers['content-length'] = str(len(body))
+        query, headers = urllib.parse.parse_qsl(to.query, True), Headers(headers)
+        headers['content-length'] = str(len(body))
+        request = Request(method, scheme, host, to.path or '/', query, headers, body)
         return self.send(request, request.headers)
 
 
@@ -1112,21 +1111,18 @@ class CredentialSource:
 
         Those that S3 `refused` are renewed now, unless that failed a moment ago.
         """
-        def due():
-            again = kept[0] and kept[0] is refused and (
-                self._clock() - self._failed >= LOOK_AGAIN / 10)
-            return again or self._clock() >= kept[1]
         kept = self._kept
         if kept[0] and not refused and self._clock() < kept[1]:
             return kept[0]
-        # A lock for each process: a fork has no thread that would release its parent's.
+        # One a process: a fork has no thread that would release its parent's.
         lock = self._locks.setdefault(os.getpid(), threading.Lock())
         usable = kept[0] and kept[0] is not refused and kept[0].lasts(self._utcnow()) > 0
         # Trap: a finalizer or a log handler may come here out of `_look`, and wait for itself.
-        if due() and lock.acquire(not usable and self._asking != threading.get_ident()):
+        if lock.acquire(not usable and self._asking != threading.get_ident()):
             try:
-                self._asking, kept = threading.get_ident(), self._kept
-                if due():
+                self._asking, kept, now = threading.get_ident(), self._kept, self._clock()
+                if now >= kept[1] or refused and kept[0] is refused and (
+                        now - self._failed >= LOOK_AGAIN / 10):
                     kept = self._kept = self._look(kept[0])
             finally:
                 self._asking = None
@@ -1206,21 +1202,18 @@ def md5(data: bytes = b'') -> Any:
     return None
 
 
-#: S3's names for the parameters of an upload -> headers. The words are the same but for some.
-PARAMETERS = {name: form + re.sub('(?<=[a-z])(?=[A-Z])', '-', name).lower() for form, names in (
+#: S3's names for the parameters of an upload -> headers. After a = the header's other words.
+PARAMETERS = {
+    name.partition('=')[0]: re.sub(
+        '(?<=[a-z])(?=[A-Z])', '-', form + name.rpartition('=')[2]).lower() for form, names in (
     ('', 'CacheControl ContentDisposition ContentEncoding ContentLanguage ContentType Expires'),
     ('x-amz-', 'ACL GrantFullControl GrantRead GrantReadACP GrantWriteACP ServerSideEncryption '
      'StorageClass Tagging WebsiteRedirectLocation ObjectLockMode ObjectLockRetainUntilDate '
-     'RequestPayer ExpectedBucketOwner ChecksumCRC32 ChecksumCRC32C ChecksumSHA1 ChecksumSHA256'),
-) for name in names.split()}
-PARAMETERS.update({name: 'x-amz-' + header for name, header in (
-    ('ObjectLockLegalHoldStatus', 'object-lock-legal-hold'),
-    ('BucketKeyEnabled', 'server-side-encryption-bucket-key-enabled'),
-    ('SSEKMSKeyId', 'server-side-encryption-aws-kms-key-id'),
-    ('SSEKMSEncryptionContext', 'server-side-encryption-context'),
-    ('SSECustomerAlgorithm', 'server-side-encryption-customer-algorithm'),
-    ('SSECustomerKey', 'server-side-encryption-customer-key'),
-    ('SSECustomerKeyMD5', 'server-side-encryption-customer-key-md5'))})
+     'ObjectLockLegalHoldStatus=ObjectLockLegalHold RequestPayer ExpectedBucketOwner '
+     'ChecksumCRC32 ChecksumCRC32C ChecksumSHA1 ChecksumSHA256 Metadata=Meta'),
+    ('x-amz-server-side-encryption-', 'BucketKeyEnabled SSEKMSKeyId=AwsKmsKeyId '
+     'SSEKMSEncryptionContext=Context SSECustomerAlgorithm=CustomerAlgorithm '
+     'SSECustomerKey=CustomerKey SSECustomerKeyMD5=CustomerKeyMD5')) for name in names.split()}
 
 
 def object_headers(parameters: dict) -> dict:
@@ -1235,15 +1228,16 @@ def object_headers(parameters: dict) -> dict:
     for name, value in parameters.items():
         if value is None:  # not given
             continue
-        if name not in PARAMETERS and name != 'Metadata' and '-' not in name:
+        if name not in PARAMETERS and '-' not in name:
             near = difflib.get_close_matches(name, PARAMETERS, 1)
             raise ValueError('no parameter of an upload: %r%s' % (
                 name, near and '; did you mean %r?' % near[0] or ''))
         header = PARAMETERS.get(name, name).lower()
         if name == 'Metadata':
-            headers.update(('x-amz-meta-' + word.lower(), text if re.match(r'[\0-\x7f]*\Z', text)
-                            else Header(text, 'utf-8', maxlinelen=sys.maxsize).encode())
-                           for word, text in value.items())
+            for word, text in value.items():
+                plain = re.match(r'[\0-\x7f]*\Z', text)
+                headers['%s-%s' % (header, word.lower())] = text if plain else Header(
+                    text, 'utf-8', maxlinelen=sys.maxsize).encode()
         elif name == 'SSECustomerKey':
             value = value.encode() if isinstance(value, str) else value
             headers[header] = base64.b64encode(value).decode()
@@ -1279,7 +1273,7 @@ def url_parameters(method: str, parameters: dict) -> tuple:
     With PUT those of an upload become headers. ValueError for other names.
     """
     uploads = Secret.of({name: value for name, value in parameters.items()
-                         if method == 'PUT' and (name in PARAMETERS or name == 'Metadata')})
+                         if method == 'PUT' and name in PARAMETERS})
     for name in parameters:
         if name not in uploads and name not in READ_PARAMETERS and not name[:1].islower():
             raise ValueError('no parameter of a URL for %s: %r' % (method, name))
@@ -1298,7 +1292,7 @@ class _Call:
     LEAST = 5  #: seconds for an answer's XML even when `deadline` is past: 0 is one attempt
 
     def __init__(self, bucket, method, key, query=(), headers=(), body=b'', expect='',
-                 read=lambda answer: answer, new=False):
+                 read=lambda answer: answer, new=False, check=False):
         # Trap: DELETE of '' would delete the bucket. These two are all that is asked of it.
         if (not key and expect not in ('ListBucketResult', 'DeleteResult')
                 or ('uploadId', '') in query):  # Trap: Ceph takes it for the object itself
@@ -1309,7 +1303,10 @@ class _Call:
             self.headers['if-none-match'] = '*'
         if body or method in ('PUT', 'POST'):
             self.headers['content-length'] = str(len(body))
-        self.asked = query, self.headers, body, hashlib.sha256(body).hexdigest()
+        digest = hashlib.sha256(body)
+        if check:
+            self.headers['x-amz-checksum-sha256'] = base64.b64encode(digest.digest()).decode()
+        self.asked = query, self.headers, body, digest.hexdigest()
         self.bucket, self.method, self.key = bucket, method, key
         self.expect, self.read, self.until = expect, read, bucket.clock() + bucket.deadline
         # Who signed last, by which clock; (scheme, host, path) of a 307; the repairs left.
@@ -1412,7 +1409,7 @@ class _Call:
         to = urllib.parse.urlsplit(location)
         target = split_endpoint('%s://%s' % (to.scheme, to.netloc))[1]
         # AWS sends from one of its hosts to another; elsewhere it is below the endpoint's.
-        below = _AWS_S3.search(target) if is_aws(host) else target.endswith('.' + domain)
+        below = is_aws(target) if is_aws(host) else target.endswith('.' + domain)
         if (to.scheme == scheme and below and not re.match(r'[\d.]+(:|\Z)', domain)
                 and self.key and to.path in (path, '/' + quote(self.key, '/'))):
             self.detour = scheme, target, to.path
@@ -1435,13 +1432,13 @@ class Bucket:
                  style='auto', transport=None, checksums=None, max_attempts=4, deadline=120,
                  utcnow=utcnow, clock=time.monotonic, sleep=time.sleep, rand=random.random,
                  public_endpoint=None):
-        self._public_endpoint = public_endpoint
         self.name, self.credentials, self.style = name, credentials, style
         self.region, self.offset = region, datetime.timedelta()  # corrected when S3 says so
         # Nobody named the region (set by S3Storage, for url()); conditions were answered 501.
         self.region_guessed = self._ignores_conditions = False
-        self._endpoint, self.checksums, self.deadline = endpoint, checksums, deadline
-        self.transport, self.utcnow, self.clock = transport or Transport(), utcnow, clock
+        self._endpoint, self._public_endpoint, self.deadline = endpoint, public_endpoint, deadline
+        self.transport, self.checksums = transport or Transport(), checksums
+        self.utcnow, self.clock = utcnow, clock
         self._retry = functools.partial(retry, max_attempts=max_attempts, deadline=deadline,
                                         clock=clock, sleep=sleep, rand=rand)
         self._signers = functools.lru_cache(maxsize=2)(Signer)  # of (credentials, region)
@@ -1449,10 +1446,8 @@ class Bucket:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint in use; a region's label in AWS's hosts follows a corrected region."""
-        endpoint = aws_endpoint(self.region) if self._endpoint is None else self._endpoint
-        named = is_aws(split_endpoint(endpoint)[1]) and endpoint_region(endpoint)
-        return re.sub(r'(?i)\b%s\b' % named, self.region, endpoint, count=1) if named else endpoint
+        """The endpoint in use, which follows a corrected region."""
+        return regional(self._endpoint, self.region)
 
     def address(self) -> Address:
         """Return where requests go; vanity shapes URLs alone."""
@@ -1507,7 +1502,7 @@ class Bucket:
         if start is not None or stop is not None:
             headers['range'] = 'bytes=%d-%s' % (start or 0, '' if stop is None else stop - 1)
         if if_match:
-            headers['if-match'] = if_match
+            headers.add('if-match', if_match)  # which looks at it
         if self._checks():
             headers['x-amz-checksum-mode'] = 'ENABLED'
         return self._call('GET', key, headers=headers, expect='stream')
@@ -1520,13 +1515,9 @@ class Bucket:
 
         https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
         """
-        headers = Headers(headers)
-        if self._checks():
-            headers['x-amz-checksum-sha256'] = base64.b64encode(
-                hashlib.sha256(body).digest()).decode()
-        put = functools.partial(self._call, 'PUT', key, (), headers, body,
+        put = functools.partial(self._call, 'PUT', key, (), headers, body, check=self._checks(),
                                 read=lambda answer: answer.headers['etag'])
-        return self._settled(put, if_none_match, key, body, '', access_headers(headers))
+        return self._settled(put, if_none_match, key, body, '', headers)
 
     def _settled(self, write, if_none_match, key, hashed, suffix, headers=()):
         """Return the ETag that `write` does. A lost answer is settled by looking, never guessed.
@@ -1541,7 +1532,7 @@ class Bucket:
             digest = md5(hashed) if error.uncertain and hashed is not None else None
             etag = digest and '"%s%s"' % (digest.hexdigest(), suffix)
             with contextlib.suppress(NoSuchKey):
-                head = self.head_object(key, headers) if etag else head
+                head = self.head_object(key, access_headers(Headers(headers))) if etag else head
             stored, served = map(parse_http_date, (head.get('last-modified'), head.get('date')))
             # HTTP's dates are whole seconds, rounded down: one for each.
             if (head.get('etag') != etag or not stored or not served
@@ -1701,8 +1692,7 @@ class Bucket:
 
         `query` may hold response-content-type and the like; `headers` must be sent as given.
         """
-        request = Request(
-            method, *self._location(key, public=True), query, headers, b'', UNSIGNED)
+        request = Request(method, *self._location(key, public=True), query, headers, b'', UNSIGNED)
         return self._signer().presign(request, now or self.now(), expires)
 
     def presigned_post(self, key: str, expires: int, conditions=(), fields=None) -> dict:
@@ -1732,14 +1722,11 @@ class Bucket:
 #
 # In a Reader `_advance` and `readall` decide which range comes next, `_fetch` gets it whole and
 # compares it with its checksum, `_fetch_range` resumes what breaks off, and `_ask` sends one
-# request and makes sure that the answer is of the object first opened. No socket outlives a call,
-# so an open file holds memory alone.
+# request and makes sure that the answer is of the object first opened.
 #
 # In a Writer `_send_part` sends what `write` gathered, `close` publishes, `discard` undoes. There
 # are three ends: closed and stored; closed and nothing stored; lost, which the finalizer makes the
-# second. Until the first, S3 shows the old object to everyone.
-#
-# Only `submit` starts a thread; each ends with its range or part, so no pool is left to close.
+# second. Only `submit` starts a thread; each ends with its range or part.
 
 FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
 MAX_RESUMES = 5          #: times in a row without 64 KiB more that a body is resumed
@@ -1773,16 +1760,14 @@ def is_intact(body: bytes, headers: Message) -> bool:
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
     """
-    names = {name.lower() for name in headers.keys()}  # get() would look at each of them, each time
-    for name in names & set(CHECKSUMS):
-        value = headers[name]
-        if '-' not in value and value != base64.b64encode(CHECKSUMS[name](body)).decode():
+    names = {name.lower() for name in headers.keys()}  # each get() would look at all of them
+    for name in names.intersection(CHECKSUMS):
+        digest = base64.b64encode(CHECKSUMS[name](body)).decode()
+        if '-' not in headers[name] and headers[name] != digest:
             return False
     # Fact: an ETag is no MD5 under a key of KMS's or of the customer's, nor if made of parts.
-    etag, keyed = headers.get('etag', ''), (
-        'x-amz-server-side-encryption-customer-algorithm' in names
-        or 'x-amz-server-side-encryption' in names
-        and headers['x-amz-server-side-encryption'] != 'AES256')
+    etag, kind = headers.get('etag', ''), 'x-amz-server-side-encryption'
+    keyed = kind + '-customer-algorithm' in names or kind in names and headers[kind] != 'AES256'
     plain = re.match(r'"[0-9a-f]{32}"\Z', etag) and not keyed and md5(body)
     return not plain or plain.hexdigest() in etag
 
@@ -1826,7 +1811,7 @@ class Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the range in memory, or the next; 0 at the end."""
-        self._check_open()
+        self.flush()  # does nothing, but is a ValueError once closed
         if self._position >= self.size or not len(buffer):
             return 0
         if not self._start <= self._position < self._start + len(self._held):
@@ -1853,7 +1838,7 @@ class Reader(io.RawIOBase):
 
     def readall(self, begin: Optional[int] = None) -> bytes:
         """Return the rest of the object, or all from `begin` on."""
-        self._check_open()
+        self.flush()
         body, ranges = io.BytesIO(), collections.deque()  # type: io.BytesIO, collections.deque
         begin = self._position if begin is None else begin
         if self._start <= begin < self._start + len(self._held):
@@ -1873,10 +1858,6 @@ class Reader(io.RawIOBase):
         """Let go of what is in memory: a FieldFile keeps its file when that is closed."""
         self._held = b''
         super().close()
-
-    def _check_open(self):
-        if self.closed:
-            raise ValueError('read of a closed file')
 
     def _fetch(self, begin, stop, free=b''):
         """Return the bytes from `begin` to before `stop`, fewer only at the object's end.
@@ -1964,11 +1945,7 @@ class Gunzip(io.RawIOBase):
         size = reader.headers.get('x-amz-meta-uncompressed-size', '')
         self._size = int(size) if re.match(r'\d{1,15}\Z', size) else None
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    seekable = readable
+    readable = seekable = Reader.readable
 
     def close(self) -> None:
         """Close the Reader too."""
@@ -1979,25 +1956,17 @@ class Gunzip(io.RawIOBase):
     def size(self) -> int:
         """Bytes when decoded."""
         if self._size is None:
-            position, buffer = self.tell(), bytearray(SLICE)
-            while self.readinto(buffer):
-                pass
-            self._size = self.tell()
+            position, self._size = self.tell(), self.seek(self._limit + 1)
             self.seek(position)
         return self._size
 
-    def tell(self) -> int:
-        """Return the position, in decoded bytes."""
-        return self._decoded.tell()
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a decoded position; past the end is the end."""
-        if whence not in (0, 1, 2):
-            raise ValueError('cannot seek from %r' % whence)
-        base = (0, self.tell(), self.size if whence == io.SEEK_END else 0)[whence]
-        if base + offset < 0:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._decoded.tell(),
+                io.SEEK_END: whence == io.SEEK_END and self.size}
+        if whence not in base or base[whence] + offset < 0:
             raise ValueError('cannot seek to %r from %r' % (offset, whence))
-        return self._checked(self._decoded.seek, min(base + offset, self._limit + 1))
+        return self._checked(self._decoded.seek, min(base[whence] + offset, self._limit + 1))
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` with decoded bytes; 0 at the end."""
@@ -2011,7 +1980,7 @@ class Gunzip(io.RawIOBase):
             raise
         except (EOFError, OSError, zlib.error) as error:
             raise S3Error(errno.EBADMSG, 'not the gzip it says it is: %s' % error) from None
-        if self.tell() > self._limit:
+        if self._decoded.tell() > self._limit:
             raise S3Error(errno.EFBIG, 'more than %d bytes when decoded' % self._limit)
         return result
 
@@ -2029,12 +1998,7 @@ def part_length(number: int, sent: int, part_size: int, size: Optional[int] = No
 
 #: Writers with an upload begun; a set of weak references, so that a dropped one is finalized.
 _unfinished = weakref.WeakSet()  # type: weakref.WeakSet
-
-
-@atexit.register
-def _discard_unfinished():
-    for writer in list(_unfinished):
-        writer.discard()
+atexit.register(lambda: [writer.discard() for writer in list(_unfinished)])
 
 
 class Writer(io.RawIOBase):
@@ -2053,20 +2017,18 @@ class Writer(io.RawIOBase):
                  max_concurrency: int = 4, exclusive: bool = False, size: Optional[int] = None,
                  compress: bool = False):
         super().__init__()
-        self._bucket, self._key, self._pid, self._sent = bucket, key, os.getpid(), 0
-        self._upload_id, self._parts = '', []  # type: str, list  # of Futures of ETags
-        # What is gathered: its bytes, how many. The buffers of parts that were sent are used
-        # again: new ones cost page faults, a tenth of the time of an upload.
-        self._buffer, self._filled, self._spare = bytearray(), 0, []  # type: bytearray, int, list
-        self._part_size, self._max_concurrency = part_size, max_concurrency
-        self._exclusive, self._compress = exclusive, compress
+        self._bucket, self._key, self._pid = bucket, key, os.getpid()
+        self._part_size, self._max_concurrency, self._size = part_size, max_concurrency, size
+        self._exclusive, self._compress, self._upload_id = exclusive, compress, ''
+        # Of the parts: ETags of those that are stored, (Future of one, buffer) of those on their
+        # way, how many bytes they have, what is gathered for the next, and how much it may be.
+        self._etags, self._sending, self._sent = [], collections.deque(), 0  # type: list, Any, int
+        self._buffer, self._filled, self._length = bytearray(), 0, part_length(
+            1, 0, part_size, size)
         # Last: what it refuses leaves a writer that can still be finalized.
         self._headers = Headers(headers)
-        self._size, self._length = size, part_length(1, 0, part_size, size)
 
-    def writable(self) -> bool:
-        """Return True."""
-        return True
+    writable = Reader.readable
 
     def readinto(self, buffer: Any) -> int:
         """Raise UnsupportedOperation."""
@@ -2078,18 +2040,14 @@ class Writer(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Take all of `data`, return its length in bytes. An error discards the whole object."""
-        if self.closed:
-            raise ValueError('write to a closed file')
+        self.flush()  # a ValueError once closed
         rest = data = memoryview(data).cast('B')
         try:
             while rest:
                 if self._filled == self._length:
                     self._send_part()
                 piece = rest[:self._length - self._filled]
-                if self._filled < len(self._buffer):
-                    memoryview(self._buffer)[self._filled:self._filled + len(piece)] = piece
-                else:
-                    self._buffer += piece
+                self._buffer[self._filled:self._filled + len(piece)] = piece
                 self._filled += len(piece)
                 rest = rest[len(piece):]
         except BaseException:
@@ -2099,25 +2057,25 @@ class Writer(io.RawIOBase):
 
     def _send_part(self):
         """Send the buffer as a part, once fewer than `max_concurrency` others are on their way."""
-        if not self._parts:
+        if not self._upload_id:
             self._upload_id = self._bucket.create_multipart_upload(self._key, self._headers)
             _unfinished.add(self)
-        number = len(self._parts) + 1
+        number, free = len(self._etags) + len(self._sending) + 1, bytearray()
         if number > MAX_PARTS:
             raise S3Error(errno.EFBIG, 'more than %d parts: set part_size' % MAX_PARTS, self._key)
-        if number > self._max_concurrency:
-            self._parts[number - self._max_concurrency - 1].result()
-        buffer, spare, self._sent = self._buffer, self._spare, self.tell()
-        self._parts.append(submit(
-            self._max_concurrency > 1, self._bucket.upload_part, self._key, self._upload_id,
-            number, memoryview(buffer)[:self._filled], access_headers(self._headers)))
-        self._parts[-1].add_done_callback(lambda part: spare.append(buffer))
+        if len(self._sending) == self._max_concurrency:
+            self._etags.append(self._sending[0][0].result())  # till then discard() waits for it
+            free = self._sending.popleft()[1]
+        part = submit(self._max_concurrency > 1, self._bucket.upload_part, self._key,
+                      self._upload_id, number, memoryview(self._buffer)[:self._filled],
+                      access_headers(self._headers))
+        self._sending.append((part, self._buffer))
+        self._sent += self._filled
         self._length = part_length(number + 1, self._sent, self._part_size, self._size)
-        self._filled, self._buffer = 0, spare.pop() if spare else bytearray()
-        if len(self._buffer) != self._length:
-            self._buffer = bytearray()
+        # A new buffer would cost page faults, a tenth of the time of an upload.
+        self._buffer, self._filled = free if len(free) == self._length else bytearray(), 0
         if self._max_concurrency == 1:
-            self._parts[-1].result()  # now, and not with the next part
+            part.result()  # now, and not with the next part
 
     def close(self) -> None:
         """Store the object, once. If that fails nothing is stored, and the file is closed."""
@@ -2128,7 +2086,7 @@ class Writer(io.RawIOBase):
                 raise ValueError('a file is closed by the process that opened it, or not stored')
             if self._upload_id:
                 self._send_part()
-                etags = [part.result() for part in self._parts]
+                etags = self._etags + [part.result() for part, _ in self._sending]
                 self._bucket.complete_multipart_upload(
                     self._key, self._upload_id, etags, self._exclusive)
                 self._upload_id = ''
@@ -2146,10 +2104,10 @@ class Writer(io.RawIOBase):
     def discard(self) -> None:
         """Close without storing anything: parts on their way are awaited, the upload aborted."""
         self._sent, self._filled, self._buffer = self.tell(), 0, bytearray()
-        self._spare.clear()
         super().close()
         if self._upload_id and os.getpid() == self._pid:
-            wait(self._parts, 300)  # seconds: one may be waiting for us, as a finalizer's thread
+            # Seconds: one may be waiting for us, as a finalizer's thread.
+            wait([part for part, _ in self._sending], 300)
             try:
                 self._bucket.abort_multipart_upload(self._key, self._upload_id)
                 if self._bucket.list_parts(self._key, self._upload_id):
@@ -2158,12 +2116,10 @@ class Writer(io.RawIOBase):
                 logger.warning('upload %s of %s may be left behind: %s', self._upload_id,
                                self._key, error)
             self._upload_id = ''
+        self._sending.clear()
 
     def __exit__(self, exc_type, exc, traceback):
-        if exc_type is None:
-            self.close()
-        else:
-            self.discard()
+        self.close() if exc_type is None else self.discard()
 
     # Trap: io's own finalizer calls close(), and would publish what a lost file held.
     def __del__(self):
