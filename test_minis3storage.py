@@ -1617,8 +1617,8 @@ def test_errors(memory, bucket, fault, kind, attempts, caplog):
 
 def test_error_text(memory, bucket):
     other = bucket_on(memory, credentials=source(memory.access_key, 'wrong'))
-    pytest.raises(AccessDenied, other.get_object, 'key').match(
-        '(?!.*AWS4).*SignatureDoesNotMatch.*AWS_SECRET')
+    text = str(pytest.raises(AccessDenied, other.get_object, 'key').value)
+    assert re.search('SignatureDoesNotMatch.*AWS_SECRET', text) and 'AWS4' not in text
     for body in b'', b'<html>', b'<Error><Code>' + b'x' * 70000, document('Error', {
             'Code': 'A\r\nB', 'Message': 'é' + 'm' * 999}):
         memory.fault((404, {'x-amz-request-id': '\x1b\xe9' + 'n' * 999}, body))
