@@ -2354,7 +2354,7 @@ class Option:
             return default
         try:
             return self.convert(value)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ImproperlyConfigured('%s (%s): %s' % (
                 self.name, ', '.join(self.settings), error)) from None
 

@@ -2598,7 +2598,7 @@ def test_properties_methods_and_callables_are_asked_on_each_use():
     ({'custom_domain': 'https://cdn.example.com'}, 'no scheme'), ({'max_attempts': 1.5}, 'number'),
     ({'bucket_name': 'a/b'}, "bucket's name"), ({'endpoint_url': 'minio:9000'}, 'http'),
     ({'part_size': float('inf')}, 'AWS_S3_PART_SIZE'), ({'access_key': 'a'}, 'come together'),
-    ({'access_key': 'a', 'secret_key': ' s'}, 'secret_key')] + [
+    ({'headers': {7: ''}}, 'HEADERS'), ({'access_key': 'a', 'secret_key': ' s'}, 'secret_key')] + [
     ({'proxies': proxies}, 'user:password@proxy') for proxies in (
         'http://p:1', {'http': 'socks5://p:1'}, {'http': 'http://u:a/b@p:1'})])
 def test_bad_options_say_what_is_wanted(given, words):
