@@ -2191,7 +2191,7 @@ from django.utils import timezone  # noqa: E402
 # First the converters: each takes what was written, in Python, in settings or in the environment,
 # and returns the value or raises a ValueError that says what is wanted. Then Option, which knows
 # where a value may stand, and Options, where each is declared. To add one, declare it with its
-# comment there: README's table and `check` are made of it.
+# comment there (README's table, `check`), and name it in BucketOptions if a Bucket is made of it.
 
 
 def _text(value):
