@@ -2134,7 +2134,7 @@ class Writer(io.RawIOBase):
 
 import django  # noqa: E402
 from django.conf import settings  # noqa: E402
-from django.contrib.staticfiles.storage import ManifestFilesMixin  # noqa: E402
+from django.contrib.staticfiles.storage import ManifestFilesMixin, staticfiles_storage  # noqa
 from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation  # noqa: E402
 from django.core.files import storage as files  # noqa: E402
 from django.core.files.base import ContentFile, File  # noqa: E402
@@ -2147,7 +2147,7 @@ from django.utils import timezone  # noqa: E402
 # First the converters: each takes what was written, in Python, in settings or in the environment,
 # and returns the value or raises a ValueError that says what is wanted. Then Option, which knows
 # where a value may stand, and Options, where each is declared. To add one, declare it with its
-# comment there: README's table and `check` are made of it.
+# comment there (README's table, `check`), and name it in BucketOptions if a Bucket is made of it.
 
 
 def _text(value):
@@ -2310,7 +2310,7 @@ class Option:
             return default
         try:
             return self.convert(value)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ImproperlyConfigured('%s (%s): %s' % (
                 self.name, ', '.join(self.settings), error)) from None
 
@@ -3268,15 +3268,15 @@ def _step(failed, title, fatal=False):
 def _check_place(step, alias):
     """Look at settings, server, clock and credentials, before anything is signed.
 
-    Return the storage that is `alias` in STORAGES; before Django 4.2 there is only the default.
-    What is set is printed with where it was; an unexpected place is a common surprise.
+    Return the storage that is `alias` in STORAGES. What is set is printed with where it was.
     """
     with step('settings', fatal=True) as say:
         django.setup()
         if django.VERSION >= (5, 1) and hasattr(settings, 'DEFAULT_FILE_STORAGE'):
             # Trap: without a word; the files then go to the disk.
             say('Django 5.1 and later ignore DEFAULT_FILE_STORAGE: write STORAGES')
-        storage = getattr(files, 'storages', {'default': default_storage})[alias]
+        storage = getattr(files, 'storages', {  # Fact: before Django 4.2 there are just these two
+            'default': default_storage, 'staticfiles': staticfiles_storage})[alias]
         if not hasattr(storage, '_bucket'):
             kind = storage.__class__.__name__  # Trap: default_storage's type() is its proxy's
             raise ValueError('%r is a %s, not of minis3storage' % (alias, kind))

@@ -2603,7 +2603,7 @@ def test_properties_methods_and_callables_are_asked_on_each_use():
     ({'custom_domain': 'https://cdn.example.com'}, 'no scheme'), ({'max_attempts': 1.5}, 'number'),
     ({'bucket_name': 'a/b'}, "bucket's name"), ({'endpoint_url': 'minio:9000'}, 'http'),
     ({'part_size': float('inf')}, 'AWS_S3_PART_SIZE'), ({'access_key': 'a'}, 'come together'),
-    ({'access_key': 'a', 'secret_key': ' s'}, 'secret_key')] + [
+    ({'headers': {7: ''}}, 'HEADERS'), ({'access_key': 'a', 'secret_key': ' s'}, 'secret_key')] + [
     ({'proxies': proxies}, 'user:password@proxy') for proxies in (
         'http://p:1', {'http': 'socks5://p:1'}, {'http': 'http://u:a/b@p:1'})])
 def test_bad_options_say_what_is_wanted(given, words):
@@ -4410,13 +4410,13 @@ def test_the_file_stays_readable():
 
 # ---- Packaging ---------------------------------------------------------------------------------
 
-
 #: Both forms of settings, for a module's name.
 FORMS = {
     'STORAGES': 'STORAGES = {"default": {"BACKEND": "%s.S3Storage", "OPTIONS": {"bucket_name": '
                 '"test-bucket", "calling_format": CallingFormat.SUBDOMAIN}}}',
     'DEFAULT_FILE_STORAGE': 'DEFAULT_FILE_STORAGE = "%s.S3Storage"\nAWS_CALLING_FORMAT = '
-                            'CallingFormat.SUBDOMAIN\nAWS_STORAGE_BUCKET_NAME = "test-bucket"'}
+                            'CallingFormat.SUBDOMAIN\nAWS_STORAGE_BUCKET_NAME = "test-bucket"\n'
+                            'STATICFILES_STORAGE = DEFAULT_FILE_STORAGE'}
 
 
 @pytest.mark.parametrize('name', ['S3Storage', 'minis3storage'])
@@ -4435,17 +4435,17 @@ import pickle, sys, warnings
 warnings.filterwarnings("error", module="libs")
 from django.core.files.storage import default_storage
 from django.core.files.base import ContentFile
-assert default_storage.save("a", ContentFile(b"vendored")) == "a"
-assert default_storage.open("a").read() == b"vendored"
+assert default_storage.open(default_storage.save("a", ContentFile(b"it"))).read() == b"it"
 assert default_storage.addressing_style == "virtual"
 assert default_storage.deconstruct()[0] == sys.argv[1]
 assert pickle.loads(pickle.dumps(default_storage._wrapped)).deconstruct()[0] == sys.argv[1]
 assert "minis3storage" not in sys.modules
 ''', dotted + '.S3Storage', cwd=str(tmp_path), env=dict(
         environ_of(memory), DJANGO_SETTINGS_MODULE='own_settings'))
-    assert memory.objects['a'].body == b'vendored'
-    subprocess.run([sys.executable, '-W', 'ignore', '-m', dotted, 'check', '--settings',
-                    'own_settings'], check=True, cwd=str(tmp_path), env=environ_of(memory))
+    assert memory.objects['a'].body == b'it'
+    for alias in ('default',) if form == 'STORAGES' else ('default', 'staticfiles'):
+        subprocess.run([sys.executable, '-W', 'ignore', '-m', dotted, 'check', alias, '--settings',
+                        'own_settings'], check=True, cwd=str(tmp_path), env=environ_of(memory))
 
 
 @pytest.mark.storage

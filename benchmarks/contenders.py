@@ -94,10 +94,8 @@ class DjangoStorages(Storage):
         self.unsigned = S3Storage(querystring_auth=False, **options)
 
     @staticmethod
-    def options(endpoint, bucket):
-        return {'bucket_name': bucket, 'access_key': ACCESS_KEY, 'secret_key': SECRET_KEY,
-                'region_name': REGION, 'endpoint_url': endpoint, 'addressing_style': 'path',
-                'signature_version': 's3v4'}
+    def options(endpoint, bucket):  # its names are ours
+        return dict(Minis3storage.options(endpoint, bucket), signature_version='s3v4')
 
 
 class DjangoS3Storage(Storage):
@@ -132,7 +130,6 @@ class DjangoMinioStorage(Storage):
 
 class Obstore:
     """What a native client gets: Rust's object_store, called from Python, without Django."""
-
 
     def __init__(self, endpoint, bucket):
         import datetime

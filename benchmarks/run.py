@@ -252,13 +252,13 @@ def cell(work, figures, limit):
 
 def readme(bench, results, names, works, about):
     """Put the table between its two comments in README.rst."""
-    lines = ['', about, '', '.. list-table::', '   :header-rows: 1', '', '   * - Work']
-    lines += ['     - ' + (', '.join(CONTENDERS[name].requirements[:0:-1]).replace('==', ' ')
-                           or CONTENDERS[name].title) for name in names]
-    for work in works:
-        lines.append('   * - ' + bench.title(work))
-        lines += ['     - ' + cell(work, results.get((work, name)), results.get((work, 'limit')))
-                  for name in names]
+    rows = [['Work'] + [', '.join(CONTENDERS[name].requirements[:0:-1]).replace('==', ' ')
+                        or CONTENDERS[name].title for name in names]]
+    rows += [[bench.title(work)] + [
+        cell(work, results.get((work, name)), results.get((work, 'limit'))) for name in names]
+        for work in works]
+    lines = ['', about, '', '.. csv-table::', '   :header-rows: 1', '']
+    lines += ['   ' + ', '.join('"%s"' % text for text in row) for row in rows]
     path, first, last = ROOT / 'README.rst', '.. benchmark\n', '\n.. end of the benchmark\n'
     before, rest = path.read_text(encoding='utf-8').split(first)
     _, after = rest.split(last)

@@ -1,4 +1,4 @@
-"""A whole Django site in one file that keeps its uploads on Amazon S3, with minis3storage.
+"""A small Django site that keeps its uploads on Amazon S3, with minis3storage.
 
     python examples/demo.py             tell the story below, then serve http://127.0.0.1:8000/
     python examples/demo.py --asgi      the same under ASGI (Django 4.2 or later, and uvicorn)
@@ -9,13 +9,12 @@ directory, with keys that are new in each run. It verifies signatures, as S3 doe
 the demo. If AWS_STORAGE_BUCKET_NAME is in the environment, with the usual AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL, that bucket is used
 instead, and left as it was found; the browser's own uploads to it need README's CORS rule.
-From top to bottom: settings, models, the site, the story, the S3 server, the command.
+From top to bottom: settings, models, the site, the S3 server, the command. The one template is
+page.html; tour.py tells the story and goes through the site.
 """
 
 import argparse
 import contextlib
-import doctest
-import io
 import itertools
 import logging
 import os
@@ -30,20 +29,18 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from urllib.parse import quote
 from wsgiref.simple_server import WSGIServer, make_server
 
-sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # in a checkout
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.append(os.path.dirname(HERE))  # in a checkout
 try:
     import django
     from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
-    from django.core.files.base import ContentFile
     from django.core.files.storage import default_storage
     from minis3storage import NoSuchKey, S3Error, Unreachable
-    from PIL import Image
+    import PIL  # noqa: F401 (for the ImageField)
 except ImportError as error:
     sys.exit('The demo needs Django (1.11 or later), Pillow and minis3storage, but: %s. Say: '
              'python -m pip install ".[demo]" in the checkout.' % error)
@@ -53,122 +50,6 @@ if django.VERSION < (1, 11):
 
 # ---- Settings --------------------------------------------------------------------------------
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Resumes on S3</title>
-<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width"><style>
-  body { max-width: 46rem; margin: 2.5rem auto; padding: 0 1rem; color: #1f2937;
-         background: #f3f5f9; font: 16px/1.5 system-ui, sans-serif }
-  h1, h2, p { margin: 0 } p:empty { margin-top: -1rem }
-  h2 { margin: 2rem 0 .5rem; font-size: 1.1rem } small { color: #5b6475 }
-  #upload, article { display: grid; gap: 1rem; padding: 1rem 1.2rem; background: #fff;
-                     border: 1px solid #dfe3ea; border-radius: .6rem; overflow-wrap: anywhere }
-  #upload { grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); margin-top: 1.5rem }
-  article { grid-template-columns: 4rem 1fr auto; align-items: center; margin-bottom: .7rem }
-  article > :first-child { width: 4rem; height: 4rem; object-fit: cover; background: #e8ecf2 }
-  label { font-weight: 600 } input { width: 100%; margin-top: .3rem } .wide { grid-column: 1 / -1 }
-  button { padding: .5rem 1rem; border: 1px solid; border-radius: .4rem; font: inherit;
-           color: #0b61a4; background: #fff } button:disabled { opacity: .5 }
-  form div > button:first-child { color: #fff; background: #0b61a4 } article button,
-  .errorlist, [role=alert] { color: #b3261e; margin: 0; padding: 0; list-style: none }
-  article button { padding: .4rem .8rem } .wide button { margin: .1rem 0 } a { color: #0b61a4 }
-  :focus-visible { outline: 3px solid #f5a524; outline-offset: 2px } progress { width: 100% }
-</style></head><body>
-<h1>Resumes</h1><p>Kept on S3, in the bucket <b>{{ bucket }}</b>, by Django and minis3storage:
-  a PDF and, if you like, a photo, of up to {{ limit|filesizeformat }} each.</p>
-<form id="upload" method="post" enctype="multipart/form-data">{% csrf_token %}
-  {% for field in form %}<div>{{ field.label_tag }} {{ field }}{{ field.errors }}</div>{% endfor %}
-  <div class="wide"><button>Upload through Django</button>
-    <button type="button">Upload straight to S3</button></div>
-  <progress class="wide" max="1" value="0" aria-label="Upload" hidden></progress>
-  <p class="wide" role="status"></p><p class="wide" role="alert"></p></form>
-<section><h2 tabindex="-1">In the bucket</h2>
-{% for resume, files in resumes %}<article>
-  {% if resume.photos %}<img src="{{ resume.photos.url }}" alt="">{% else %}<i></i>{% endif %}
-  <div>{% for file in files %}<p>
-    <a href="{% url 'stream' resume.pk file.field %}">{{ file.name }}</a>
-    <small>{{ file.size }}</small> <a href="{% url 'download' resume.pk file.field %}"
-    aria-label="Download {{ file.name }}">Download</a></p>{% endfor %}
-    <small>{{ resume.created|date:"j F Y, H:i" }} UTC</small></div>
-  <form method="post" action="{% url 'delete' resume.pk %}">{% csrf_token %}
-    <button aria-label="Delete {{ files.0.name }}">Delete</button></form></article>
-{% empty %}<p>None yet.</p>{% endfor %}</section>
-<script>
-const form = document.querySelector('#upload'), bar = form.querySelector('progress');
-const say = (role, words) => { form.querySelector(`[role=${role}]`).textContent = words; };
-const parse = text => new DOMParser().parseFromString(text, 'text/html');
-
-function send(url, body, moving, method = 'POST', headers = {}) {  // fetch() tells no progress
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open(method, url);
-    for (const name in headers) request.setRequestHeader(name, headers[name]);
-    bar.value = 0; bar.hidden = !moving;
-    request.upload.onprogress = event => { bar.value = event.loaded / event.total; };
-    request.upload.onload = () => moving && say('status', 'Sent. Now it is stored and checked.');
-    request.onload = () => request.status < 400 ? resolve(request.responseText)
-                                                : reject(refusal(request));
-    request.onerror = async () => reject(await silence(url));
-    request.send(body);
-  });
-}
-function refusal(request) {  // plain text, our page with its errors, or S3's XML
-  if (/^text.plain/.test(request.getResponseHeader('Content-Type'))) return request.responseText;
-  const told = parse(request.responseText).querySelectorAll('.errorlist, code, message');
-  return [...told].map(one => one.textContent).join(' ') || `Refused, status ${request.status}.`;
-}
-async function silence(url) {  // scripts are not told why: ask in a way that needs no CORS rule
-  const {origin} = new URL(url, location);
-  const answers = await fetch(origin, {mode: 'no-cors'}).then(() => true, () => false);
-  return !answers ? `${origin} cannot be reached.` : origin === location.origin ?
-    'The connection broke off.' : `S3 answers, but takes no uploads from ${location.origin}: ` +
-    'the CORS rules of the bucket must allow PUT and Content-Type from there.';
-}
-function data(values) {
-  const all = new FormData();
-  for (const name in values) all.append(name, values[name]);
-  return all;
-}
-async function straight(body) {  // each file with a URL of its own, then the tokens for all
-  const csrf = {csrfmiddlewaretoken: body.get('csrfmiddlewaretoken')}, tokens = {...csrf};
-  for (const [field, file] of body) if (file.size) {
-    const {url, headers, token} = JSON.parse(await send('{% url 'sign' %}', data(
-      {...csrf, field, name: file.name, size: file.size})));
-    say('status', `${file.name} is on its way to S3.`);
-    await send(url, file, true, 'PUT', headers);
-    tokens[field] = token;
-  }
-  return send('{% url 'attach' %}', data(tokens));
-}
-async function run(work, before, after) {
-  const buttons = [...document.querySelectorAll('button')], focused = document.activeElement;
-  buttons.forEach(button => { button.disabled = true; });
-  say('alert', ''); say('status', before);
-  try {  // the answer to every success is the page, as it is now
-    document.querySelector('section').replaceWith(parse(await work()).querySelector('section'));
-    say('status', after);
-  } catch (error) { say('status', ''); say('alert', error.message || error); }
-  buttons.forEach(button => { button.disabled = false; });
-  focused.focus();  // a button that is disabled loses it
-  bar.hidden = true;
-}
-async function upload(way) {
-  if (!form.reportValidity()) return;
-  const body = new FormData(form);
-  const large = [...body.values()].find(file => file.size > {{ limit }});
-  if (large) return run(() => Promise.reject(
-    `${large.name} is too large: {{ limit|filesizeformat }} are allowed.`), '', '');
-  await run(async () => { const page = await way(body); form.reset(); return page; },
-            'The upload begins.', 'Uploaded.');
-}
-form.querySelector('[type=button]').onclick = () => upload(straight);
-document.onsubmit = event => {
-  event.preventDefault();
-  if (event.target === form) return upload(body => send('{% url 'index' %}', body, true));
-  run(() => send(event.target.action, new FormData(event.target)), 'It is being deleted.',
-      'Deleted.').then(() => document.querySelector('h2').focus());
-};
-</script></body></html>"""
-
 settings.configure(
     ALLOWED_HOSTS=['127.0.0.1', 'localhost'],
     DATABASES={'default': {'ENGINE': 'django.db.backends.sqlite3'}},  # main() says in which file
@@ -177,8 +58,7 @@ settings.configure(
                 'django.middleware.csrf.CsrfViewMiddleware', __name__ + '.S3Trouble'],
     ROOT_URLCONF=__name__,
     SECRET_KEY=secrets.token_hex(32),
-    TEMPLATES=[{'BACKEND': 'django.template.backends.django.DjangoTemplates', 'OPTIONS': {
-        'loaders': [('django.template.loaders.locmem.Loader', {'page.html': PAGE})]}}],
+    TEMPLATES=[{'BACKEND': 'django.template.backends.django.DjangoTemplates', 'DIRS': [HERE]}],
     TIME_ZONE='UTC', USE_TZ=True,
     **({'STORAGES': {'default': {'BACKEND': 'minis3storage.S3Storage'}}}
        if django.VERSION >= (4, 2) else {'DEFAULT_FILE_STORAGE': 'minis3storage.S3Storage'}))
@@ -195,7 +75,6 @@ from django.http import (
     Http404, HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse)
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.defaultfilters import filesizeformat
-from django.test import Client
 from django.utils.cache import get_conditional_response
 from django.utils.http import parse_http_date_safe
 from django.views.decorators.cache import never_cache
@@ -204,6 +83,7 @@ try:
     from django.urls import re_path
 except ImportError:  # Django 1.11
     from django.conf.urls import url as re_path
+from tour import Failure, tell_story, visit
 
 # ---- Models ----------------------------------------------------------------------------------
 
@@ -222,7 +102,7 @@ def delete_files(sender, instance, **kwargs):
             file.delete(save=False)
 
 
-numbers = itertools.count(1)
+numbers = itertools.count(1)  # From here on for README's story alone.
 
 
 def numbered(instance, filename):
@@ -481,154 +361,6 @@ urlpatterns = [
     re_path(r'^([0-9]{1,9})/delete$', delete, name='delete'),
 ]
 
-# ---- The story -------------------------------------------------------------------------------
-
-README = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'README.rst')
-
-
-class Failure(Exception):
-    """One sentence for the user: what is wrong and what to do about it."""
-
-
-def check(right, failure):
-    if not right:
-        raise Failure(failure)
-
-
-def tell_story():
-    """Run README's doctest, print it with its exchanges with S3, stop where it is wrong."""
-    with open(README, encoding='utf-8') as file:
-        story = file.read().partition('.. story\n')[2].partition('.. end of the story')[0]
-    names = dict(globals())
-    for piece in doctest.DocTestParser().parse(story):
-        if isinstance(piece, str):
-            print('\n' + piece.strip() + '\n' if piece.strip() else '', end='')
-            continue
-        print('>>> ' + piece.source.rstrip().replace('\n', '\n... '))
-        output = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(output):
-                exec(compile(piece.source, 'the story', 'single'), names)
-            want, got = piece.want, output.getvalue()
-        except Exception as error:
-            if not piece.exc_msg:
-                raise
-            want, got = piece.exc_msg, '%s: %s\n' % (type(error).__name__, error)
-        print(got, end='')
-        if not doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS):
-            raise Failure('The story went wrong: "%s" gave %s instead of %s.' % (
-                piece.source.strip(), got.strip() or 'nothing', want.strip() or 'nothing'))
-
-
-def visit():
-    """Go through the site as a browser would: each way in, each way out, and with lies."""
-    client = Client(enforce_csrf_checks=True, HTTP_HOST='127.0.0.1')
-    pdf, photo = b'%PDF-1.4 ' + bytes(range(256)) * 1000, io.BytesIO()
-    Image.new('RGB', (2, 2)).save(photo, 'PNG')
-
-    def ask(method, path, status, form=None, **headers):
-        print(method, path, *headers.values())
-        if method == 'POST':
-            form = dict(form or {}, csrfmiddlewaretoken=client.cookies['csrftoken'].value)
-        response = getattr(client, method.lower())(path, form, **headers)
-        print(response.status_code)
-        check(response.status_code == status, 'The site answered %d instead of %d to %s %s.' % (
-            response.status_code, status, method, path))
-        return response
-
-    def s3(method, url, status=200, body=None, headers=()):
-        try:
-            response = urllib.request.urlopen(urllib.request.Request(
-                url, body, dict(headers), method=method), timeout=60)
-        except urllib.error.HTTPError as error:
-            response = error
-        except OSError as error:
-            raise Failure('S3 is not reached with a signed URL: %s' % error)
-        with contextlib.closing(response):
-            print('        %s (the signed URL) -> %d' % (method, response.getcode()))
-            check(response.getcode() == status, 'S3 answered %d instead of %d to a signed URL.' % (
-                response.getcode(), status))
-            return response.headers, response.read()
-
-    def put(body, size, status):
-        """Upload `body` past Django, and say it has `size`; return name and token."""
-        signed = ask('POST', '/sign', 200, {
-            'field': 'pdf', 'name': 'Zoë <1>.pdf', 'size': size}).json()
-        s3('PUT', signed['url'], 403, body, {'Content-Type': 'text/html'})
-        s3('PUT', signed['url'], 200, body, signed['headers'])
-        ask('POST', '/attach', status, {'pdf': signed['token']})
-        return TOKENS.unsign(signed['token']).split(':', 2)[2], signed['token']
-
-    print('\nThe site: upload through Django, list, download.')
-    ask('GET', '/', 200)
-    ask('POST', '/', 302, {'pdf': ContentFile(pdf, name='Zoë’s <my> résumé.pdf'),
-                           'photos': ContentFile(photo.getvalue(), name='me.png')})
-    resume = Resume.objects.get()
-    listed = ask('GET', '/', 200).content.decode()
-    for field, content in ('pdf', pdf), ('photos', photo.getvalue()):
-        path = '/%d/%s' % (resume.pk, field)
-        headers, downloaded = s3('GET', ask('GET', path + '/download', 302)['Location'])
-        check(path in listed and downloaded == content and headers['Content-Disposition'] ==
-              disposition('attachment', getattr(resume, field).name),
-              'What was uploaded is not what the site shows as %s.' % path)
-
-    print('\nStreamed through Django, in ranges.')
-    path = '/%d/pdf' % resume.pk
-    whole = ask('GET', path, 200)
-    check(whole['Accept-Ranges'] == 'bytes', 'Browsers are not told that they may seek.')
-    for status, body, headers in (
-            (200, pdf, {}), (206, pdf[5:9], {'HTTP_RANGE': 'bytes=5-8'}),
-            (206, pdf[200000:], {'HTTP_RANGE': 'bytes=200000-'}),
-            (206, pdf[-7:], {'HTTP_RANGE': 'bytes=-7'}),
-            (416, b'', {'HTTP_RANGE': 'bytes=999999-'}),
-            (200, pdf, {'HTTP_RANGE': 'bytes=5-8', 'HTTP_IF_RANGE': '"other"'}),
-            (304, b'', {'HTTP_IF_NONE_MATCH': whole['ETag']}),
-            (304, b'', {'HTTP_IF_MODIFIED_SINCE': whole['Last-Modified']})):
-        check(b''.join(ask('GET', path, status, **headers)) == body, 'Wrong bytes: %s' % headers)
-    check(ask('HEAD', path, 200)['Content-Length'] == str(len(pdf)), 'HEAD tells no size.')
-    if django.VERSION >= (4, 2):
-        from asgiref.sync import async_to_sync
-        from django.test import AsyncClient, override_settings
-
-        async def streamed():
-            response = await AsyncClient().get(path, headers={'range': 'bytes=5-200000'})
-            return response.is_async, b''.join([piece async for piece in response])
-        with override_settings(ALLOWED_HOSTS=['testserver']):
-            check(async_to_sync(streamed)() == (True, pdf[5:200001]), 'ASGI streams otherwise.')
-    resume.pdf.save('page.html', ContentFile(b'<script>'))
-    shown = ask('GET', path, 200)
-    check(shown['Content-Type'] == 'application/octet-stream' and shown['Content-Disposition']
-          .startswith('attachment') and shown['X-Content-Type-Options'] == 'nosniff',
-          'A page that was uploaded is shown as one.')
-
-    print('\nUploaded past Django.')
-    name, token = put(pdf, len(pdf), 302)
-    check(Resume.objects.latest('pk').pdf.read() == pdf, 'The upload is not what was sent.')
-    ask('POST', '/attach', 409, {'pdf': token})
-    ask('POST', '/attach', 400, {'pdf': token[:-1]})
-    check(default_storage.exists(name), 'A false token deleted the upload.')
-    for lie, size in (pdf, 9), (b'<script>', 8):  # another size; no PDF
-        name, _ = put(lie, size, 400)
-        check(not default_storage.exists(name), 'An upload that is not what was said stays.')
-    ask('POST', '/sign', 400, {'field': 'pdf', 'name': 'a.pdf', 'size': LIMIT + 1})
-    print('\nDelete.')
-    names = []
-    for resume in Resume.objects.all():
-        names += filter(None, (resume.pdf.name, resume.photos.name))
-        ask('POST', '/%d/delete' % resume.pk, 302)
-    check(len(names) == 3 and not any(map(default_storage.exists, names)),
-          'The files of a deleted Resume are still there.')
-
-
-def clean_up(path=''):
-    """Delete all that this run has stored: its location is its own."""
-    directories, files = default_storage.listdir(path)
-    for name in files:
-        default_storage.delete(path + name)
-    for name in directories:
-        clean_up(path + name + '/')
-
-
 # ---- The S3 server ---------------------------------------------------------------------------
 
 OWN_S3 = 'set AWS_STORAGE_BUCKET_NAME, AWS_ENDPOINT_URL and your keys to use an S3 of yours'
@@ -702,6 +434,15 @@ def answers(port, process, seconds=20):
 # ---- The command -----------------------------------------------------------------------------
 
 
+def clean_up(path=''):
+    """Delete all that this run has stored: its location is its own."""
+    directories, files = default_storage.listdir(path)
+    for name in files:
+        default_storage.delete(path + name)
+    for name in directories:
+        clean_up(path + name + '/')
+
+
 class Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
@@ -757,10 +498,10 @@ def main(once, port, asgi):
             s3['AWS_LOCATION']))
         default_storage.listdir('')  # if this fails there is nothing to clean up
         stack.callback(clean_up)
-        tell_story()
+        tell_story(globals())
         Resume.objects.all().delete()  # their files are gone already
         if once:
-            visit()
+            visit(sys.modules[__name__])
         else:
             print('\nNow open http://127.0.0.1:%d/ (Ctrl-C ends it).' % port)
             sys.stdout.flush()
