@@ -1,4 +1,4 @@
-"""A small Django site that keeps its uploads on Amazon S3, with minis3storage.
+"""A whole Django site in one file that keeps its uploads on Amazon S3, with minis3storage.
 
     python examples/demo.py             tell the story below, then serve http://127.0.0.1:8000/
     python examples/demo.py --asgi      the same under ASGI (Django 4.2 or later, and uvicorn)
@@ -9,8 +9,8 @@ directory, with keys that are new in each run. It verifies signatures, as S3 doe
 the demo. If AWS_STORAGE_BUCKET_NAME is in the environment, with the usual AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL, that bucket is used
 instead, and left as it was found; the browser's own uploads to it need README's CORS rule.
-From top to bottom: settings, models, the site, the S3 server, the command. The one template is
-page.html; tour.py tells the story and goes through the site.
+From top to bottom: the page, settings, models, the site, the S3 server, the command. tour.py
+tells the story and goes through the site.
 """
 
 import argparse
@@ -32,8 +32,7 @@ import time
 from urllib.parse import quote
 from wsgiref.simple_server import WSGIServer, make_server
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.append(os.path.dirname(HERE))  # in a checkout
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # in a checkout
 try:
     import django
     from django.conf import settings
@@ -48,6 +47,124 @@ if django.VERSION < (1, 11):
     sys.exit('The demo needs Django 1.11 or later and this is %s. Say: '
              'python -m pip install --upgrade Django' % django.get_version())
 
+# ---- The page --------------------------------------------------------------------------------
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Resumes on S3</title>
+<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width"><style>
+  body { max-width: 46rem; margin: 2.5rem auto; padding: 0 1rem; color: #1f2937;
+         background: #f3f5f9; font: 16px/1.5 system-ui, sans-serif }
+  h1, h2, p { margin: 0 } p:empty { margin-top: -1rem }
+  h2 { margin: 2rem 0 .5rem; font-size: 1.1rem } small { color: #5b6475 }
+  #upload, article { display: grid; gap: 1rem; padding: 1rem 1.2rem; background: #fff;
+                     border: 1px solid #dfe3ea; border-radius: .6rem; overflow-wrap: anywhere }
+  #upload { grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); margin-top: 1.5rem }
+  article { grid-template-columns: 4rem 1fr auto; align-items: center; margin-bottom: .7rem }
+  article > :first-child { width: 4rem; height: 4rem; object-fit: cover; background: #e8ecf2 }
+  label { font-weight: 600 } input { width: 100%; margin-top: .3rem } .wide { grid-column: 1 / -1 }
+  button { padding: .5rem 1rem; border: 1px solid; border-radius: .4rem; font: inherit;
+           color: #0b61a4; background: #fff } button:disabled { opacity: .5 }
+  form div > button:first-child { color: #fff; background: #0b61a4 } article button,
+  .errorlist, [role=alert] { color: #b3261e; margin: 0; padding: 0; list-style: none }
+  article button { padding: .4rem .8rem } .wide button { margin: .1rem 0 } a { color: #0b61a4 }
+  :focus-visible { outline: 3px solid #f5a524; outline-offset: 2px } progress { width: 100% }
+</style></head><body>
+<h1>Resumes</h1><p>Kept on S3, in the bucket <b>{{ bucket }}</b>, by Django and minis3storage:
+  a PDF and, if you like, a photo, of up to {{ limit|filesizeformat }} each.</p>
+<form id="upload" method="post" enctype="multipart/form-data">{% csrf_token %}
+  {% for field in form %}<div>{{ field.label_tag }} {{ field }}{{ field.errors }}</div>{% endfor %}
+  <div class="wide"><button>Upload through Django</button>
+    <button type="button">Upload straight to S3</button></div>
+  <progress class="wide" max="1" value="0" aria-label="Upload" hidden></progress>
+  <p class="wide" role="status"></p><p class="wide" role="alert"></p></form>
+<section><h2 tabindex="-1">In the bucket</h2>
+{% for resume, files in resumes %}<article>
+  {% if resume.photos %}<img src="{{ resume.photos.url }}" alt="">{% else %}<i></i>{% endif %}
+  <div>{% for file in files %}<p>
+    <a href="{% url 'stream' resume.pk file.field %}">{{ file.name }}</a>
+    <small>{{ file.size }}</small> <a href="{% url 'download' resume.pk file.field %}"
+    aria-label="Download {{ file.name }}">Download</a></p>{% endfor %}
+    <small>{{ resume.created|date:"j F Y, H:i" }} UTC</small></div>
+  <form method="post" action="{% url 'delete' resume.pk %}">{% csrf_token %}
+    <button aria-label="Delete {{ files.0.name }}">Delete</button></form></article>
+{% empty %}<p>None yet.</p>{% endfor %}</section>
+<script>
+const form = document.querySelector('#upload'), bar = form.querySelector('progress');
+const say = (role, words) => { form.querySelector(`[role=${role}]`).textContent = words; };
+const parse = text => new DOMParser().parseFromString(text, 'text/html');
+
+function send(url, body, moving, method = 'POST', headers = {}) {  // fetch() tells no progress
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open(method, url);
+    for (const name in headers) request.setRequestHeader(name, headers[name]);
+    bar.value = 0; bar.hidden = !moving;
+    request.upload.onprogress = event => { bar.value = event.loaded / event.total; };
+    request.upload.onload = () => moving && say('status', 'Sent. Now it is stored and checked.');
+    request.onload = () => request.status < 400 ? resolve(request.responseText)
+                                                : reject(refusal(request));
+    request.onerror = async () => reject(await silence(url));
+    request.send(body);
+  });
+}
+function refusal(request) {  // plain text, our page with its errors, or S3's XML
+  if (/^text.plain/.test(request.getResponseHeader('Content-Type'))) return request.responseText;
+  const told = parse(request.responseText).querySelectorAll('.errorlist, code, message');
+  return [...told].map(one => one.textContent).join(' ') || `Refused, status ${request.status}.`;
+}
+async function silence(url) {  // scripts are not told why: ask in a way that needs no CORS rule
+  const {origin} = new URL(url, location);
+  const answers = await fetch(origin, {mode: 'no-cors'}).then(() => true, () => false);
+  return !answers ? `${origin} cannot be reached.` : origin === location.origin ?
+    'The connection broke off.' : `S3 answers, but takes no uploads from ${location.origin}: ` +
+    'the CORS rules of the bucket must allow PUT and Content-Type from there.';
+}
+function data(values) {
+  const all = new FormData();
+  for (const name in values) all.append(name, values[name]);
+  return all;
+}
+async function straight(body) {  // each file with a URL of its own, then the tokens for all
+  const csrf = {csrfmiddlewaretoken: body.get('csrfmiddlewaretoken')}, tokens = {...csrf};
+  for (const [field, file] of body) if (file.size) {
+    const {url, headers, token} = JSON.parse(await send('{% url 'sign' %}', data(
+      {...csrf, field, name: file.name, size: file.size})));
+    say('status', `${file.name} is on its way to S3.`);
+    await send(url, file, true, 'PUT', headers);
+    tokens[field] = token;
+  }
+  return send('{% url 'attach' %}', data(tokens));
+}
+async function run(work, before, after) {
+  const buttons = [...document.querySelectorAll('button')], focused = document.activeElement;
+  buttons.forEach(button => { button.disabled = true; });
+  say('alert', ''); say('status', before);
+  try {  // the answer to every success is the page, as it is now
+    document.querySelector('section').replaceWith(parse(await work()).querySelector('section'));
+    say('status', after);
+  } catch (error) { say('status', ''); say('alert', error.message || error); }
+  buttons.forEach(button => { button.disabled = false; });
+  focused.focus();  // a button that is disabled loses it
+  bar.hidden = true;
+}
+async function upload(way) {
+  if (!form.reportValidity()) return;
+  const body = new FormData(form);
+  const large = [...body.values()].find(file => file.size > {{ limit }});
+  if (large) return run(() => Promise.reject(
+    `${large.name} is too large: {{ limit|filesizeformat }} are allowed.`), '', '');
+  await run(async () => { const page = await way(body); form.reset(); return page; },
+            'The upload begins.', 'Uploaded.');
+}
+form.querySelector('[type=button]').onclick = () => upload(straight);
+document.onsubmit = event => {
+  event.preventDefault();
+  if (event.target === form) return upload(body => send('{% url 'index' %}', body, true));
+  run(() => send(event.target.action, new FormData(event.target)), 'It is being deleted.',
+      'Deleted.').then(() => document.querySelector('h2').focus());
+};
+</script></body></html>"""
+
 # ---- Settings --------------------------------------------------------------------------------
 
 settings.configure(
@@ -58,7 +175,8 @@ settings.configure(
                 'django.middleware.csrf.CsrfViewMiddleware', __name__ + '.S3Trouble'],
     ROOT_URLCONF=__name__,
     SECRET_KEY=secrets.token_hex(32),
-    TEMPLATES=[{'BACKEND': 'django.template.backends.django.DjangoTemplates', 'DIRS': [HERE]}],
+    TEMPLATES=[{'BACKEND': 'django.template.backends.django.DjangoTemplates', 'OPTIONS': {
+        'loaders': [('django.template.loaders.locmem.Loader', {'page.html': PAGE})]}}],
     TIME_ZONE='UTC', USE_TZ=True,
     **({'STORAGES': {'default': {'BACKEND': 'minis3storage.S3Storage'}}}
        if django.VERSION >= (4, 2) else {'DEFAULT_FILE_STORAGE': 'minis3storage.S3Storage'}))
