@@ -120,7 +120,7 @@ class NoCredentials(S3Error, PermissionError):
     """No source has credentials; the message lists where they were looked for."""
 
 
-#: S3's code, else the status -> (class, errno).
+#: S3's code, else the status -> (class, errno). What is not here is an S3Error, EIO.
 ERRORS = {
     # To If-None-Match: some servers answer a PUT with 304.
     304: (PreconditionFailed, errno.EEXIST), 412: (PreconditionFailed, errno.EEXIST),
@@ -250,8 +250,8 @@ def xml_text(text: str) -> str:
 
 # ---- 3. Signing --------------------------------------------------------------------------------
 #
-# Pure: time and credentials are arguments, nothing is read or sent. Checked against the examples
-# AWS publishes and, byte for byte, against botocore.
+# Pure: time and credentials are arguments, nothing is read or sent. `_Call.attempt` is the one
+# caller of `sign`. Checked against AWS's own examples and, byte for byte, against botocore.
 # https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html
 
 ALGORITHM, UNSIGNED = 'AWS4-HMAC-SHA256', 'UNSIGNED-PAYLOAD'
@@ -372,11 +372,14 @@ def canonical_request(request: Request, query: str, headers: Headers, payload_ha
     return '\n'.join(lines + ['', signed, payload_hash]), signed
 
 
+is_region = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z').match
+
+
 class Signer:
     """Signs with one set of credentials for one region; ValueError for a region that is none."""
 
     def __init__(self, credentials: Credentials, region: str, service: str = 's3'):
-        if not re.match(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z', region):
+        if not is_region(region):
             raise ValueError('not a region: %.80r' % region)
         self.credentials, self.region, self.service = credentials, region, service
         # The last day, its scope, its key: replaced in one assignment, without a lock.
@@ -586,6 +589,9 @@ def address(bucket: str, endpoint: str, style: str = 'auto') -> Address:
 # makes one, `_exchange` sends and reads the head, and the Answer, once read to its end, puts the
 # connection back. Around it stands `retry`, which the callers hand an attempt that signs afresh.
 # What fails on the way is an Unreachable: it is not known whether S3 did what it was asked.
+#
+# After a fork nothing is shared: pools here, locks in CredentialSource and unfinished Writers are
+# told by their process's id.
 
 import http.client  # noqa: E402
 import socket  # noqa: E402
@@ -786,7 +792,8 @@ class Transport:
 
     #: What failed -> what to change. The first that fits.
     ADVICE = ((socket.timeout, 'no answer in time, see connect_timeout and read_timeout'),
-              (socket.gaierror, 'check endpoint_url, region_name, bucket_name, addressing_style'),
+              (socket.gaierror, 'check endpoint_url, region_name, bucket_name, addressing_style, '
+               'custom_domain'),
               (ConnectionRefusedError, 'nothing listens there: check endpoint_url and its port'),
               ((ssl.SSLError, ssl.CertificateError),  # Fact: they are two before Python 3.7
                'check the scheme of endpoint_url; for a CA of its own set verify to its file'))
@@ -1726,7 +1733,8 @@ class Bucket:
 #
 # In a Writer `_send_part` sends what `write` gathered, `close` publishes, `discard` undoes. There
 # are three ends: closed and stored; closed and nothing stored; lost, which the finalizer makes the
-# second. Only `submit` starts a thread; each ends with its range or part.
+# second. Only `submit` starts a thread; each ends with its range, its part or, in collectstatic,
+# its file.
 
 FIRST_RANGE = 64 * 1024  #: bytes fetched at open: most files of a web site are whole in it
 MAX_RESUMES = 5          #: times in a row without 64 KiB more that a body is resumed
@@ -1773,7 +1781,7 @@ def is_intact(body: bytes, headers: Message) -> bool:
 
 
 class Reader(io.RawIOBase):
-    """An object as a raw file of `io`. It holds a position and ranges of bytes, never a socket.
+    """An object as a raw file of `io`. It holds a position and one range, never a socket.
 
     The first range is fetched at once: NoSuchKey is raised here, and a small object is one
     request. Ranges double while reading goes on in order, from 64 KiB up to `part_size`, and
@@ -2180,6 +2188,13 @@ def _endpoint(value):
     return value
 
 
+def _region(value):
+    """Return a region's name."""
+    if not is_region(_text(value)):
+        raise ValueError('like eu-west-1 is wanted, no blanks; not %.80r' % value)
+    return value
+
+
 def _words(value):
     """Return a tuple of texts."""
     return tuple(map(_text, [value] if isinstance(value, str) else value))
@@ -2256,7 +2271,7 @@ class Option:
     property or method, the Django `settings` in their order, the variables of `environ`, the
     default. In the first two None, and False unless `keeps_false`, mean the default: they switch
     a global setting off. None in settings and an empty variable mean "not set". A callable is
-    asked on each use.
+    asked on each use. What is set on an instance counts like its constructor's argument.
     """
 
     def __init__(self, default, settings, convert=_text, environ='', aliases='', secret=False,
@@ -2343,7 +2358,7 @@ class Options:
     #: Profile in AWS's files to take keys and region from, and from nowhere else.
     session_profile = Option(None, 'AWS_S3_SESSION_PROFILE')
     #: Region; else the one in endpoint_url, else the profile's, else us-east-1.
-    region_name = Option(None, 'AWS_S3_REGION_NAME AWS_REGION',
+    region_name = Option(None, 'AWS_S3_REGION_NAME AWS_REGION', _region,
         environ='AWS_REGION AWS_DEFAULT_REGION')
     #: Where S3 is, if not at AWS: http(s)://host[:port][/path].
     endpoint_url = Option(None, 'AWS_S3_ENDPOINT_URL', _endpoint,
