@@ -838,7 +838,8 @@ class Transport:
 
     def _exchange(self, connection, key, request, headers, resent):
         """Send, and return the Answer once its head is read. Any failure drops the connection."""
-        way, target, body, refused = key[-1], request.target, memoryview(request.body), None
+        way, target, body = key[-1], request.target, memoryview(request.body)
+        opened, refused = [connection], None
         if way.whole:
             target = '%s://%s%s' % (request.scheme, request.host, target)
             headers = dict(headers, **dict(way.headers))
@@ -857,13 +858,15 @@ class Transport:
                 refused = error
                 connection.sock.settimeout(min(1, self.timeouts[1]))
             response = _Response(connection.sock, method=request.method)
+            opened.append(response)
             response.begin()
             if refused and response.status < 300:  # it cannot have what was never sent
                 raise refused
             response.will_close = response.will_close or refused is not None
             return Answer(response, connection, key, resent)
         except BaseException:
-            connection.close()
+            for each in opened:  # Fact: a socket stays open until its response is closed, too
+                each.close()
             raise
 
     def send(self, request: Request, headers: Headers) -> Answer:

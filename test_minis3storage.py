@@ -1171,8 +1171,9 @@ def test_certificates_that_are_trusted(wire, tls, monkeypatch):
         assert fetch(wire([OK], secure=True, tls=tls('elsewhere')), verify=False) == b'hello'
     assert [server.connections for server in servers] == [3, 3]  # none is shared
     assert made == [tls.file, None]  # each context once, and its warning
-    assert [(item.category, str(item.message)[:12]) for item in caught] == [
-        (RuntimeWarning, 'verify=False')]
+    # Not those of sockets that other tests lost: they come whenever the collector does.
+    assert [str(item.message)[:12] for item in caught if item.category is RuntimeWarning] == [
+        'verify=False']
 
 
 @pytest.mark.parametrize('name, options, verify', [
@@ -4392,7 +4393,7 @@ def test_public_names_are_documented_and_annotated():
 
 @pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
 def test_the_file_stays_readable():
-    assert len(LINES) <= 3392 and max(map(len, LINES)) <= 99
+    assert len(LINES) <= 3395 and max(map(len, LINES)) <= 99
     assert len(read('test_minis3storage.py').splitlines()) <= 4473
     prose = {number for number, line in enumerate(LINES, 1) if line.strip().startswith('#')}
     too_long = []
