@@ -4394,7 +4394,7 @@ def test_public_names_are_documented_and_annotated():
 @pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
 def test_the_file_stays_readable():
     assert len(LINES) <= 3395 and max(map(len, LINES)) <= 99
-    assert len(read('test_minis3storage.py').splitlines()) <= 4473
+    assert len(read('test_minis3storage.py').splitlines()) <= 4474
     prose = {number for number, line in enumerate(LINES, 1) if line.strip().startswith('#')}
     too_long = []
     for node in ast.walk(TREE):
