@@ -222,6 +222,11 @@ def parse_iso_date(text: str) -> datetime.datetime:
         *map(int, numbers), int(fraction[:6].ljust(6, '0')), datetime.timezone.utc)  # type: ignore
 
 
+def format_iso_date(moment: datetime.datetime) -> str:
+    """Return a datetime as ``2009-10-12T17:50:30Z``; a naive one is local, as with boto."""
+    return moment.astimezone(datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
+
+
 def parse_xml(body: bytes) -> ElementTree.Element:
     """Return the root element of an answer, without namespaces. Anything else is a ValueError."""
     # Decoded here, so that what is looked for is what is parsed, whatever encoding it claims.
@@ -231,11 +236,12 @@ def parse_xml(body: bytes) -> ElementTree.Element:
     # or so; the 8 MiB of one have room for two millions.
     if '<!DOCTYPE' in text or text.count('<') > 100000:
         raise ValueError('XML with a DOCTYPE or too many elements is refused')
+    text = re.sub(' xmlns="[^"]*"', '', text, 1)  # S3's one namespace; alikes differ, and in how
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         raise ValueError('not XML: %s' % error) from None
-    for element in root.iter():  # S3-alikes differ in the namespace
+    for element in root.iter() if 'xmlns' in text else ():
         element.tag = element.tag.rpartition('}')[2]
     return root
 
@@ -284,6 +290,9 @@ class Secret(str):
                 _SecretDict(value) if isinstance(value, dict) else value)
 
 
+_is_token = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+\Z").match
+
+
 class Headers(dict):
     """Header names in lower case to values, of a mapping or of pairs; it hides what is secret.
 
@@ -302,8 +311,7 @@ class Headers(dict):
         """Add `value`, after a comma if the name is there already."""
         text = Secret if _SECRET_HEADERS.search(name.lower()) else str
         name, value = name.lower(), text(value)
-        if not (re.match(r"[!#$%&'*+.^_`|~0-9a-z-]+\Z", name)
-                and re.match(r'[\t\x20-\x7e]*\Z', value)):
+        if not _is_token(name) or not _is_printable(value.replace('\t', ' ')):
             raise ValueError('header %.80r: %.80r is not printable ASCII' % (name, value))
         self[name] = text('%s,%s' % (self[name], value)) if name in self else value
 
@@ -355,7 +363,8 @@ class Request:
                  body: bytes = b'', payload_hash: str = ''):
         self.method, self.scheme, self.host, self.path = method, scheme, host, path
         self.query, self.headers, self.body = list(query), Headers(headers), body
-        self.headers['host'], self.query_string = host, canonical_query(self.query)
+        self.headers['host'] = host
+        self.query_string = canonical_query(self.query) if self.query else ''
         self.target = path + ('?' + self.query_string if self.query else '')
         if not _is_word(self.target):
             raise ValueError('a path is percent-encoded, not %.80r' % path)
@@ -471,8 +480,7 @@ class Signer:
         """
         claims, expires = self._claims(now, expires)
         fields = {name.lower(): value for name, value in claims}
-        end = now.astimezone(datetime.timezone.utc) + datetime.timedelta(seconds=expires)
-        policy = {'expiration': end.strftime('%Y-%m-%dT%H:%M:%SZ'),
+        policy = {'expiration': format_iso_date(now + datetime.timedelta(seconds=expires)),
                   'conditions': list(conditions) + [{name: fields[name]} for name in fields]}
         fields['policy'] = base64.b64encode(json.dumps(policy).encode()).decode()
         fields['x-amz-signature'] = self.signature(amz_date(now), fields['policy'])
@@ -1198,8 +1206,16 @@ ERROR_LIMIT = 64 * 1024        #: bytes of an error's body, and of one nobody ne
 XML_LIMIT = 8 * 1024 * 1024    #: bytes of a listing's page
 KEY_LIMIT = 1024               #: bytes of a key in UTF-8
 
-#: An object in a listing: `size` in bytes, `etag` quoted, `last_modified` an aware datetime.
-Entry = collections.namedtuple('Entry', 'key size etag last_modified')
+
+class Entry(collections.namedtuple('Entry', 'key size etag modified')):
+    """An object in a listing: `size` in bytes, `etag` quoted, `modified` in S3's words."""
+
+    @property
+    def last_modified(self) -> datetime.datetime:
+        """When it was stored. Not worked out before it is asked: a fifth of a listing's time."""
+        return parse_iso_date(self.modified)
+
+
 #: A page of a listing: Entry tuples, and the common prefixes, each with its delimiter.
 Listing = collections.namedtuple('Listing', 'contents common_prefixes')
 
@@ -1253,9 +1269,8 @@ def object_headers(parameters: dict) -> dict:
             headers[header] = base64.b64encode(value).decode()
             headers[header + '-md5'] = base64.b64encode(md5(value).digest()).decode()
         elif isinstance(value, datetime.datetime):
-            value = value.astimezone(datetime.timezone.utc)  # a naive one is local, as with boto
-            headers[header] = (format_datetime(value, usegmt=True) if name == 'Expires' else
-                               value.strftime('%Y-%m-%dT%H:%M:%SZ'))
+            headers[header] = format_iso_date(value) if name != 'Expires' else format_datetime(
+                value.astimezone(datetime.timezone.utc), usegmt=True)
         else:
             headers[header] = canonical_query(value.items()) if isinstance(value, dict) else (
                 str(value).lower() if isinstance(value, bool) else str(value))
@@ -1620,7 +1635,9 @@ class Bucket:
 
         contents = [Entry(
             text(entry, 'Key'), int(entry.findtext('Size')), entry.findtext('ETag', ''),
-            parse_iso_date(entry.findtext('LastModified'))) for entry in root.findall('Contents')]
+            entry.findtext('LastModified', '')) for entry in root.findall('Contents')]
+        if not all(_iso_date(entry.modified) for entry in contents):
+            raise ValueError('LastModified is no date')
         prefixes = [text(element, 'Prefix') for element in root.findall('CommonPrefixes')]
         more, token = root.findtext('IsTruncated'), root.findtext('NextContinuationToken') or None
         if more not in ('true', 'false', None) or (more == 'true') != bool(token) or token in seen:
@@ -1822,13 +1839,14 @@ class Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the range in memory, or the next; 0 at the end."""
-        self.flush()  # does nothing, but is a ValueError once closed
-        if self._position >= self.size or not len(buffer):
-            return 0
-        if not self._start <= self._position < self._start + len(self._held):
-            self._advance(len(buffer))
         offset = self._position - self._start
-        piece = memoryview(self._held)[offset:offset + len(buffer)]
+        if not 0 <= offset < len(self._held):
+            self.flush()  # does nothing, but is a ValueError once closed
+            if self._position >= self.size or not len(buffer):
+                return 0
+            self._advance(len(buffer))
+            offset = self._position - self._start
+        piece = self._held[offset:offset + len(buffer)]
         buffer[:len(piece)] = piece
         self._position += len(piece)
         return len(piece)
@@ -3064,7 +3082,7 @@ class _Run:
         # Fact: rclone lists ETags without quotes; here none has them.
         same = entry and entry.size == size and (entry.etag.strip('"') == etag or etag == (
             self.bucket.head_object(key, access_headers(headers)).get('x-amz-meta-hash')))
-        self.add(entry if same else Entry(key, size, etag, self.bucket.now()))
+        self.add(entry if same else Entry(key, size, etag, format_iso_date(self.bucket.now())))
         return same
 
     # The Bucket's methods, as S3Storage calls them.
@@ -3114,7 +3132,7 @@ class _Run:
         etag, self.told = self.told, ''
         if not etag:
             self.held.pop(key, None)
-            self.add(Entry(key, -1, '', self.bucket.now()))
+            self.add(Entry(key, -1, '', format_iso_date(self.bucket.now())))
         return self.bucket.create_multipart_upload(key, dict(headers, **{'x-amz-meta-hash': etag}))
 
 
