@@ -236,7 +236,7 @@ def parse_xml(body: bytes) -> ElementTree.Element:
     # or so; the 8 MiB of one have room for two millions.
     if '<!DOCTYPE' in text or text.count('<') > 100000:
         raise ValueError('XML with a DOCTYPE or too many elements is refused')
-    text = re.sub(' xmlns="[^"]*"', '', text, 1)  # S3's one namespace; alikes differ, and in how
+    text = re.sub(' xmlns="[^"]*"', '', text, count=1)  # S3's; alikes have others
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
