@@ -232,11 +232,12 @@ def parse_xml(body: bytes) -> ElementTree.Element:
     # Decoded here, so that what is looked for is what is parsed, whatever encoding it claims.
     # Fact: white space before it keeps slow answers alive.
     text = body.decode('utf-8-sig').lstrip()
+    # S3's namespace; alikes have others. Trap: after the check, what it leaves could be a DOCTYPE.
+    text = re.sub(' xmlns="[^"]*"', '', text, count=1)
     # Without a DOCTYPE no entity can expand or be fetched. A page of 1,000 keys has 12,000 tags
     # or so; the 8 MiB of one have room for two millions.
     if '<!DOCTYPE' in text or text.count('<') > 100000:
         raise ValueError('XML with a DOCTYPE or too many elements is refused')
-    text = re.sub(' xmlns="[^"]*"', '', text, count=1)  # S3's; alikes have others
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:

@@ -658,7 +658,8 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;"><!ENTITY d "&c;&c;">]
     ('parse_xml', body, ValueError) for body in (
         LAUGHS.encode(), LAUGHS.encode('utf-16'), b'<!DOCTYPE a><a/>', b'<a>&e;</a>', b' \r\n',
         b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', b'', b'{"a": 1}', b'<a>', b'<a/><b/>',
-        b'<x:a/>', b'<a>\xff</a>', b'<a>\0</a>', '<a/>'.encode('utf-16'))])
+        b'<x:a/>', b'<a>\xff</a>', b'<a>\0</a>', '<a/>'.encode('utf-16'),
+        LAUGHS.replace('TYPE', ' xmlns=""TYPE', 1).encode())])
 def test_text(function, argument, answer):
     with pytest.raises(ValueError) if answer is ValueError else suppress():
         found = getattr(minis3storage, function)(argument)
@@ -4393,8 +4394,8 @@ def test_public_names_are_documented_and_annotated():
 
 @pytest.mark.skipif(sys.version_info < (3, 8), reason='end_lineno is new in 3.8')
 def test_the_file_stays_readable():
-    assert len(LINES) <= 3413 and max(map(len, LINES)) <= 99
-    assert len(read('test_minis3storage.py').splitlines()) <= 4474
+    assert len(LINES) <= 3414 and max(map(len, LINES)) <= 99
+    assert len(read('test_minis3storage.py').splitlines()) <= 4475
     prose = {number for number, line in enumerate(LINES, 1) if line.strip().startswith('#')}
     too_long = []
     for node in ast.walk(TREE):
